@@ -1,0 +1,226 @@
+"""Find the mismatched pairs of a data set, suggest a partner for each, and decide what to do with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from l2rm.auditing.evidence import gather_evidence
+from l2rm.data.pairs import Pairs
+from l2rm.errors import InputError
+from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
+from l2rm.evaluation.metrics import Metrics
+from l2rm.evaluation.scores import Scores
+from l2rm.files import written_whole
+from l2rm.rematching.division import BetaMixture
+
+MetricsByMethod = Mapping[str, Metrics | Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audit:
+    """The verdict on every pair (row) of a data set.
+
+    Attributes:
+        pairs: what was audited.
+        losses: `(rows,)` the mean hinge of each given pair against other images and captions; see `audit_scores`.
+        mixture: the Beta mixture fitted to the losses.
+        match_probability: `(rows,)` in [0, 1].
+        candidates: `(rows, k)` images for each caption, best first, never the given one; the first is suggested.
+        rematch_row: `(rows,)` the row whose caption is suggested for the pair's image, −1 where there is none.
+        rematch_confidence: `(rows,)` match probability of the pair (suggested image, caption).
+        keep_threshold, rematch_threshold: what decides; see `decision`.
+    """
+
+    pairs: Pairs
+    losses: np.ndarray
+    mixture: BetaMixture
+    match_probability: np.ndarray
+    candidates: np.ndarray
+    rematch_row: np.ndarray
+    rematch_confidence: np.ndarray
+    keep_threshold: float
+    rematch_threshold: float
+
+    @property
+    def is_mismatched(self) -> np.ndarray:
+        """`(rows,)` bool: the audit's own verdict, `match_probability < keep_threshold`. The truth is not looked at."""
+        return self.match_probability < self.keep_threshold
+
+    @property
+    def decision(self) -> np.ndarray:
+        """`(rows,)` `keep` what looks matched; else `rematch` where the suggestion is confident enough; else `drop`."""
+        otherwise = np.where(self.rematch_confidence >= self.rematch_threshold, "rematch", "drop")
+        return np.where(self.is_mismatched, otherwise, "keep")
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """One row a pair: `pair_id, image, caption, match_probability, is_mismatched` (the verdict), `rematch_image,
+        rematch_caption, rematch_confidence, decision`."""
+        images, captions = self.pairs.images, self.pairs.captions
+        columns: dict[str, Any] = {
+            "pair_id": pa.array(self.pairs.pair_ids, pa.string()),
+            "image": pa.array([images[image] for image in self.pairs.image_of], pa.string()),
+            "caption": pa.array(captions, pa.string()),
+            "match_probability": pa.array(self.match_probability, pa.float64()),
+            "is_mismatched": pa.array(self.is_mismatched, pa.bool_()),
+            "rematch_image": pa.array([images[image] for image in self.candidates[:, 0]], pa.string()),
+            "rematch_caption": pa.array(
+                [captions[row] if row >= 0 else None for row in self.rematch_row], pa.string()
+            ),
+            "rematch_confidence": pa.array(self.rematch_confidence, pa.float64()),
+            "decision": pa.array(self.decision.tolist(), pa.string()),
+        }
+        return pa.table(columns)
+
+    @cached_property
+    def detection(self) -> Detection | None:
+        """The verdict against the truth, where the pairs know it and hold both kinds; else None."""
+        truth = self.pairs.is_mismatched
+        if truth is None or truth.all() or not truth.any():
+            return None
+        return measure_detection(self.match_probability, truth, threshold=self.keep_threshold)
+
+    @cached_property
+    def rematch_hits(self) -> RematchHits | None:
+        """How often the true image of a truly mismatched caption is suggested; None where the truth is not known.
+
+        A caption whose true image is not in the data set counts as a miss.
+        """
+        truth, true_image_of = self.pairs.is_mismatched, self.pairs.true_image_of
+        if truth is None or true_image_of is None or not truth.any():
+            return None
+        return measure_rematch(self.candidates[truth], true_image_of[truth])
+
+    def to_html(self, path: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
+        """Write the report, one file that needs nothing else.
+
+        Args:
+            path: where to.
+            metrics: retrieval metrics by method, for a table.
+            credits: one line about where the data come from and under what licence.
+        """
+        from l2rm.auditing.report import render_report
+
+        with written_whole(path) as beside:
+            beside.write_text(render_report(self, metrics=metrics, credits=credits), encoding="utf-8")
+        return Path(path)
+
+    def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
+        """Write `audit.parquet` and `report.html` into a folder: both, or neither. Other files there stay.
+
+        Raises:
+            InputError: the folder's name belongs to a file.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; name a folder for audit.parquet and report.html")
+        existed = folder.exists()
+        try:
+            with written_whole(folder / "audit.parquet") as beside:
+                pq.write_table(self.table, beside)
+                self.to_html(folder / "report.html", metrics=metrics, credits=credits)
+        finally:
+            if not existed and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+        return folder
+
+
+def audit_scores(
+    scores: Scores,
+    pairs: Pairs,
+    *,
+    keep_threshold: float = 0.5,
+    rematch_threshold: float = 0.5,
+    margin: float = 0.2,
+    candidates: int = 10,
+    seed: int = 0,
+    progress: bool = True,
+    match_probability: np.ndarray | None = None,
+) -> Audit:
+    """Judge every pair by how its score compares with those of other images and captions.
+
+    The loss of the pair (image i, caption c) with score s is
+
+        mean_j [margin + S(i, j) − s]₊  +  mean_k [margin + S(k, c) − s]₊
+
+    with j over captions not given to image i and k over images other than i: all of them up to 1,024, else a fixed
+    sample of 1,024 drawn by `seed`. A two-component Beta mixture of the losses turns a loss into a match probability.
+    The suggested image of a caption is the best-scoring one that it is not given; `rematch_confidence` is the match
+    probability, under the same mixture, of the loss that this pair would have, computed the same way; captions given to
+    the suggested image, or to the same image as c, are no negatives then. It ranks suggestions rather than being a
+    calibrated probability: the best of many images tends to look good.
+
+    Args:
+        scores: similarities, images × captions, in the order of `pairs.images` and its rows.
+        pairs: images and captions as given.
+        keep_threshold: keep a pair whose match probability is at least this.
+        rematch_threshold: of the others, rematch those whose confidence is at least this and drop the rest.
+        margin: of the hinge, in units of the scores.
+        candidates: how many suggested images to keep for every caption (`Audit.candidates`).
+        seed: draws the negatives.
+        progress: tell on standard error how far it is.
+        match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
+            mixture's; confidences still come from the mixture.
+
+    Raises:
+        InputError: scores that do not fit the pairs, NaN scores, fewer than two images, a threshold or probability
+            outside [0, 1].
+
+    Example:
+        >>> from l2rm.evaluation.scores import MatrixScores
+        >>> S = np.random.default_rng(0).normal(0, 0.02, size=(40, 40)) + np.eye(40)[np.r_[1, 0, 2:40]]
+        >>> pairs = Pairs(images=tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"), image_of=np.arange(40),
+        ...               captions=("a caption",) * 40)
+        >>> audit = audit_scores(MatrixScores(S), pairs, progress=False)
+        >>> audit.is_mismatched.nonzero()[0].tolist(), audit.table["rematch_image"][0].as_py()
+        ([0, 1], 'b')
+    """
+    for name, value in (("keep_threshold", keep_threshold), ("rematch_threshold", rematch_threshold)):
+        if not 0 <= value <= 1:
+            raise InputError(f"audit: {name}={value}; give a probability between 0 and 1")
+    if (scores.n_images, scores.n_captions) != (pairs.n_images, len(pairs)):
+        raise InputError(
+            f"audit: scores of {scores.n_images} images × {scores.n_captions} captions for {pairs.source} with "
+            f"{pairs.n_images} images and {len(pairs)} captions; score exactly these pairs"
+        )
+    if match_probability is not None:
+        match_probability = _checked_probability(match_probability, len(pairs))
+    evidence = gather_evidence(
+        scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
+    )
+    mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
+    if match_probability is None:
+        match_probability = _probability(mixture, evidence.losses)
+    return Audit(
+        pairs=pairs,
+        losses=evidence.losses,
+        mixture=mixture,
+        match_probability=match_probability,
+        candidates=evidence.candidates,
+        rematch_row=evidence.best_caption,
+        rematch_confidence=_probability(mixture, evidence.suggestion_losses),
+        keep_threshold=keep_threshold,
+        rematch_threshold=rematch_threshold,
+    )
+
+
+def _probability(mixture: BetaMixture, losses: np.ndarray) -> np.ndarray:
+    probability: np.ndarray = mixture.match_probability(torch.from_numpy(losses)).numpy()
+    return probability
+
+
+def _checked_probability(match_probability: np.ndarray, rows: int) -> np.ndarray:
+    probability = np.asarray(match_probability, dtype=np.float64)
+    if probability.shape != (rows,):
+        raise InputError(f"audit: match probabilities of shape {probability.shape} for {rows} pairs; give one a pair")
+    if not ((probability >= 0) & (probability <= 1)).all():  # NaN fails both
+        row = int(np.flatnonzero(~((probability >= 0) & (probability <= 1)))[0])
+        raise InputError(f"audit: match probability of row {row + 1} is {probability[row]}; give one between 0 and 1")
+    return probability

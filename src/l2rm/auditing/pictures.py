@@ -1,0 +1,115 @@
+"""The pictures of a report: thumbnails as data URIs, and the histogram of losses as SVG that follows the page's colours."""
+
+import base64
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+THUMBNAIL = 160
+# Written into the SVG by Matplotlib, then replaced by the variables of the page's style sheet, so that one picture
+# serves light, dark and print.
+_COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--quiet)",
+    "#030303": "var(--line)",
+    "#040404": "var(--matched)",
+    "#050505": "var(--mismatched)",
+    "#060606": "var(--bar)",
+}
+INK, QUIET, LINE, MATCHED, MISMATCHED, BAR = _COLOURS
+
+Density = Callable[[np.ndarray], np.ndarray]
+
+
+def thumbnail(path: Path | None) -> str | None:
+    """A picture of at most 160 px a side as a `data:` URI, a few KB; None where there are no pixels to read."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
+            small = ImageOps.exif_transpose(picture)
+            small = small.convert("RGBA" if small.has_transparency_data else "RGB")
+            small.thumbnail((THUMBNAIL, THUMBNAIL))
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None
+    file = io.BytesIO()
+    small.save(file, format="WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def loss_histogram(
+    losses: np.ndarray,
+    *,
+    truth: np.ndarray | None,
+    density: Density | None,
+    size: tuple[float, float],
+) -> str:
+    """An `<svg>` of the losses' histogram with the weighted densities of the matched and mismatched component.
+
+    Args:
+        losses: `(rows,)`.
+        truth: `(rows,)` bool, truly mismatched; colours the bars where it is known.
+        density: `(n,)` losses -> `(2, n)` densities of the matched and the mismatched component, each times its weight;
+            None leaves the curves out.
+        size: inches (72 SVG units each).
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    low, high = float(losses.min()), float(losses.max())
+    high = high if high > low else low + 1.0
+    edges = np.linspace(low, high, int(np.clip(1.5 * np.sqrt(len(losses)), 8, 60)) + 1)
+    style = {"svg.fonttype": "none", "svg.hashsalt": "l2rm", "font.family": "sans-serif", "font.size": 11.0}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        counts = _bars(axes, losses, truth, edges)
+        if density is not None:
+            grid = np.linspace(low, high, 241)[1:-1]
+            matched, mismatched = density(grid) * len(losses) * (edges[1] - edges[0])
+            axes.plot(grid, matched, color=MATCHED, linewidth=2.4, label="fit: matched")
+            axes.plot(grid, mismatched, color=MISMATCHED, linewidth=2.4, linestyle=(0, (5, 2.5)), label="fit: mismatched")
+        axes.set_ylim(0, 1.12 * max(float(counts.max()), 1.0))  # a Beta density may go to infinity at its ends
+        axes.set_xlim(low, high)
+        _dress(axes, "loss of a pair (mean hinge against other images and captions)" if size[0] > 6 else "loss of a pair")
+        file = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    drawn = file.getvalue()
+    svg = drawn[drawn.index("<svg") :]
+    for written, variable in _COLOURS.items():
+        svg = svg.replace(written, variable)
+    return svg
+
+
+def _bars(axes, losses: np.ndarray, truth: np.ndarray | None, edges: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+    everything = np.histogram(losses, edges)[0]
+    kinds = [(everything, BAR, 1.0, "pairs")]
+    if truth is not None:
+        wrong = np.histogram(losses[truth], edges)[0]
+        kinds = [(everything - wrong, MATCHED, 0.35, "truly matched"), (wrong, MISMATCHED, 0.45, "truly mismatched")]
+    floor = np.zeros(len(everything))
+    for counts, colour, alpha, label in kinds:
+        axes.bar(edges[:-1], counts, width=np.diff(edges), bottom=floor, align="edge", color=colour, alpha=alpha, label=label)
+        floor = floor + counts
+    return everything
+
+
+def _dress(axes, label: str) -> None:  # type: ignore[no-untyped-def]
+    axes.set_xlabel(label, color=QUIET)
+    axes.set_ylabel("pairs", color=QUIET)
+    axes.tick_params(colors=QUIET, length=0)
+    axes.patch.set_visible(False)
+    axes.figure.patch.set_visible(False)
+    axes.grid(axis="y", color=LINE, linewidth=1)
+    axes.set_axisbelow(True)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name == "bottom")
+        spine.set_color(LINE)
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)

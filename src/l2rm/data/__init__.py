@@ -1,0 +1,1 @@
+"""Pairs come in: tables of images and captions, features on disk, mismatches, words."""

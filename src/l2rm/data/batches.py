@@ -1,0 +1,99 @@
+"""Rows of pairs -> tensors that a model takes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import PAD, Vocabulary
+from l2rm.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B pairs as tensors.
+
+    `images (B, R, F)` or `(B, F)`; `captions (B, L)` token ids padded with 0 and `lengths (B,)` on the CPU, or
+    `captions (B, F)` embeddings and no lengths; `image_ids (B,)` the image that each caption is given; `rows (B,)`.
+    """
+
+    images: Tensor
+    captions: Tensor
+    lengths: Tensor | None
+    image_ids: Tensor
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Batches:
+    """Tokenised captions and features of some pairs, by rows, on the device that the model is on.
+
+    Raises:
+        InputError: the pairs have no features, or captions as words but no vocabulary.
+    """
+
+    def __init__(self, pairs: Pairs, vocabulary: Vocabulary | None, device: torch.device | str = "cpu") -> None:
+        if pairs.features is None:
+            raise InputError(f"{pairs.source}: no image features; encode the images first (`l2rm encode`)")
+        if pairs.caption_features is None and vocabulary is None:
+            raise InputError(f"{pairs.source}: captions are words, but there is no vocabulary to read them by")
+        self.pairs = pairs
+        self.device = torch.device(device)
+        self._features = pairs.features
+        self._tokens = None
+        if pairs.caption_features is None and vocabulary is not None:
+            self._tokens = [np.array(vocabulary.encode(caption)) for caption in pairs.captions]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def images(self, images: NDArray[np.int64]) -> Tensor:
+        """Features of the given images."""
+        return self._features.batch(images).to(self.device)
+
+    def captions(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Captions of the given rows: (tokens, lengths), or (embeddings, None)."""
+        if self._tokens is None:
+            assert self.pairs.caption_features is not None
+            return self.pairs.caption_features.batch(rows).to(self.device), None
+        words = [self._tokens[row] for row in rows]
+        lengths = torch.tensor([len(caption) for caption in words])
+        tokens = np.full((len(words), int(lengths.max())), PAD)
+        for row, caption in enumerate(words):
+            tokens[row, : len(caption)] = caption
+        return torch.from_numpy(tokens).to(self.device), lengths
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """The given rows as a batch."""
+        given = self.pairs.image_of[rows]
+        captions, lengths = self.captions(rows)
+        return Batch(
+            images=self.images(given),
+            captions=captions,
+            lengths=lengths,
+            image_ids=torch.from_numpy(given).to(self.device),
+            rows=rows,
+        )
+
+
+def shuffled(rows: NDArray[np.int64], size: int, *, seed: tuple[int, ...], drop_last: bool = True) -> list[NDArray[np.int64]]:
+    """`rows` in batches of `size` in an order that `seed` decides; fewer rows than `size` make one smaller batch."""
+    order = rows[np.random.default_rng(seed).permutation(len(rows))]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    if drop_last and len(batches) > 1 and len(batches[-1]) < size:
+        batches.pop()
+    return batches
+
+
+def cycled(rows: NDArray[np.int64], size: int, *, seed: tuple[int, ...]) -> Iterator[NDArray[np.int64]]:
+    """Batches of `rows` for ever, shuffled anew on every pass."""
+    turn = 0
+    while True:
+        yield from shuffled(rows, size, seed=(*seed, turn))
+        turn += 1

@@ -1,0 +1,233 @@
+"""What `DATA` can be, and how each form becomes `Pairs`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2rm.data.features import Features
+from l2rm.data.pairs import Pairs
+from l2rm.data.tables import BadRows, read_table, read_text
+from l2rm.errors import InputError
+
+SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
+BUILT_IN = "openmoji:"
+DEV_SHARE = TEST_SHARE = 0.05
+REPEATS = 5
+"""Precomp folders may list every image once a caption, and then it is five times."""
+
+
+def read_pairs(
+    source: str | Path,
+    *,
+    image_root: str | Path | None = None,
+    split: str | None = None,
+    skip_bad: bool = False,
+) -> Pairs:
+    """Read pairs from any source, all of it or one split.
+
+    Args:
+        source: One of
+            - a precomp folder: `{split}_ims.npy` (features of one image a row) beside `{split}_caps.txt` (one caption a
+              line, those of an image together, equally many an image). Images listed once a caption are merged;
+            - a table .csv, .tsv, .jsonl or .parquet with columns `image, caption` and optionally `pair_id, split,
+              is_mismatched, true_image`. Rows of one image path are one image;
+            - "images.npy,captions.npy": two embedding arrays, (N, D) and (k·N, D), those of an image together;
+            - "openmoji:", the data of the quick start.
+        image_root: Folder that a table's image paths start from; the table's own when left out.
+        split: Take this split only ("val" is "dev"). A precomp folder of several splits needs it.
+        skip_bad: Leave bad rows out and log them as warnings, instead of stopping at the first.
+
+    Raises:
+        InputError: Anything that cannot be read or understood; names the file and the row.
+    """
+    split = None if split is None else _split_name(split)
+    if (folder := Path(source)).is_dir():
+        prefixes = _precomp_prefixes(folder)
+        if split is None and len(prefixes) > 1:
+            raise InputError(f"{folder}: holds the splits {', '.join(prefixes)}; say which one is meant")
+        split = split or next(iter(prefixes))
+        _require_split(split, prefixes, source)
+        return _read_precomp(folder, prefixes[split], image_root=image_root, skip_bad=skip_bad)
+    pairs = _read_whole(source, image_root=image_root, skip_bad=skip_bad)
+    if split is None:
+        return pairs
+    if pairs.splits is None:
+        raise InputError(
+            f"{source}: has no splits, so no {split!r}; add a column 'split', or leave the choice to a seed"
+        )
+    _require_split(split, pairs.splits, source)
+    return pairs.take([name == split for name in pairs.splits])
+
+
+def read_splits(
+    source: str | Path,
+    *,
+    image_root: str | Path | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> dict[str, Pairs]:
+    """Read every split of a source: "train", "dev", "test" and any other that it has.
+
+    A source without splits is split by images, 90/5/5, with `seed`. Arguments and errors otherwise as in `read_pairs`.
+    """
+    if (folder := Path(source)).is_dir():
+        return {
+            split: _read_precomp(folder, prefix, image_root=image_root, skip_bad=skip_bad)
+            for split, prefix in _precomp_prefixes(folder).items()
+        }
+    pairs = _read_whole(source, image_root=image_root, skip_bad=skip_bad)
+    if pairs.splits is not None:
+        return _by_split(pairs)
+    train, dev, test = pairs.split(dev=DEV_SHARE, test=TEST_SHARE, seed=seed)
+    return {"train": train, "dev": dev, "test": test}
+
+
+def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: bool) -> Pairs:
+    """Any source but a precomp folder, with all of its splits."""
+    parts = str(source).split(",")
+    embeddings = len(parts) == 2 and all(part.endswith(".npy") for part in parts)
+    if not embeddings and str(source) != BUILT_IN:
+        path = Path(source)
+        return _read_table(path, Path(image_root) if image_root is not None else path.parent, skip_bad=skip_bad)
+    _refuse_image_root(source, image_root)
+    if embeddings:
+        return _read_embeddings(*map(Path, parts))
+    from l2rm.data import openmoji
+
+    return openmoji.read()
+
+
+def _read_precomp(folder: Path, prefix: str, *, image_root: str | Path | None, skip_bad: bool) -> Pairs:
+    _refuse_image_root(folder, image_root)
+    path = folder / f"{prefix}_caps.txt"
+    captions = read_text(path).removesuffix("\n").replace("\r\n", "\n").split("\n")
+    features = Features.open(folder / f"{prefix}_ims.npy")
+    if len(features) == len(captions) and features.repeats(REPEATS):
+        features = features.take(slice(None, None, REPEATS))
+    bad = BadRows(path, skip=skip_bad, unit="line")
+    for row, caption in enumerate(captions):
+        if not caption.strip():
+            bad.add(row, "the caption is empty", "write one")
+    pairs = Pairs(
+        images=tuple(f"{prefix}/{image}" for image in range(len(features))),
+        image_of=_grouped(path, features, len(captions)),
+        captions=tuple(captions),
+        features=features,
+        source=str(path),
+    )
+    return pairs.take(bad.rest(len(pairs))) if bad.reasons else pairs
+
+
+def _read_embeddings(images: Path, captions: Path) -> Pairs:
+    features, caption_features = Features.open(images), Features.open(captions)
+    for path, opened in ((images, features), (captions, caption_features)):
+        if opened.regions is not None:
+            raise InputError(f"{path}: shape {opened.shape}; embeddings are (rows, dimensions)")
+    return Pairs(
+        images=tuple(f"image {image}" for image in range(len(features))),
+        image_of=_grouped(captions, features, len(caption_features)),
+        captions=tuple(f"caption {row}" for row in range(len(caption_features))),
+        features=features,
+        caption_features=caption_features,
+        source=f"{images},{captions}",
+    )
+
+
+def _read_table(path: Path, image_root: Path, *, skip_bad: bool) -> Pairs:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the path")
+    bad = BadRows(path, skip=skip_bad)
+    columns = read_table(path, bad)
+    _check_cells(columns, image_root, bad)
+    good = bad.rest(len(columns["image"]))
+    columns = {name: [cells[row] for row in good] for name, cells in columns.items()}
+    number = {image: place for place, image in enumerate(dict.fromkeys(columns["image"]))}
+    image_of = np.array([number[image] for image in columns["image"]])
+    return Pairs(
+        images=tuple(number),
+        image_of=image_of,
+        captions=tuple(columns["caption"]),
+        pair_ids=tuple(columns.get("pair_id", map(str, good))),
+        splits=tuple(map(_split_name, columns["split"])) if "split" in columns else None,
+        true_image_of=_truth(columns, image_of, number),
+        image_root=image_root,
+        source=str(path),
+    )
+
+
+def _check_cells(columns: dict[str, list[str]], image_root: Path, bad: BadRows) -> None:
+    """Hand over to `bad` the rows with an empty cell, a pair id that is taken, unclear truth, or no image file."""
+    for name in ("image", "caption", "pair_id", "split"):
+        for row, cell in enumerate(columns.get(name, [])):
+            if not cell.strip():
+                bad.add(row, f"the {name} is empty", "fill it in")
+    first: dict[str, int] = {}
+    for row, pair_id in enumerate(columns.get("pair_id", [])):
+        if first.setdefault(pair_id, row) != row:
+            bad.add(row, f"pair_id {pair_id!r} is row {first[pair_id] + 1}'s already", "give every row its own")
+    for row, flag in enumerate(columns.get("is_mismatched", [])):
+        if flag.lower() not in _FLAGS:
+            bad.add(row, f"is_mismatched is {flag!r}", "write true or false")
+        elif "true_image" in columns and _FLAGS[flag.lower()] == (columns["true_image"][row] == columns["image"][row]):
+            bad.add(row, f"is_mismatched is {flag}, but true_image says otherwise", "correct one of them")
+    there = {image: os.path.isfile(os.path.join(image_root, image)) for image in dict.fromkeys(columns["image"])}
+    for row, image in enumerate(columns["image"]):
+        if not there[image]:
+            bad.add(row, f"no image file {os.path.join(image_root, image)}", "check the path and the image root")
+
+
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _truth(
+    columns: dict[str, list[str]], image_of: NDArray[np.int64], number: dict[str, int]
+) -> NDArray[np.int64] | None:
+    if "true_image" in columns:
+        return np.array([number.get(image, -1) for image in columns["true_image"]])
+    if "is_mismatched" in columns:
+        return np.where([_FLAGS[flag.lower()] for flag in columns["is_mismatched"]], -1, image_of)
+    return None
+
+
+def _grouped(path: Path, features: Features, captions: int) -> NDArray[np.int64]:
+    """(captions,) image of each caption, where those of an image stand together, equally many an image."""
+    images = len(features)
+    if not images or not captions or captions % images:
+        raise InputError(
+            f"{path}: {captions} captions for {images} images in {features.path}; "
+            "every image needs the same number of captions, one or more"
+        )
+    return np.repeat(np.arange(images), captions // images)
+
+
+def _precomp_prefixes(folder: Path) -> dict[str, str]:
+    """Split name -> how its files' names begin, for every split in the folder."""
+    prefixes = sorted(file.name.removesuffix("_ims.npy") for file in folder.glob("*_ims.npy"))
+    found = {_split_name(prefix): prefix for prefix in prefixes if (folder / f"{prefix}_caps.txt").exists()}
+    if not found:
+        raise InputError(f"{folder}: no SPLIT_ims.npy beside a SPLIT_caps.txt; give a precomp folder or a table")
+    return found
+
+
+def _by_split(pairs: Pairs) -> dict[str, Pairs]:
+    names = pairs.splits or ()
+    return {split: pairs.take([name == split for name in names]) for split in dict.fromkeys(names)}
+
+
+def _require_split(split: str, found: Iterable[str], source: str | Path) -> None:
+    if split not in (names := dict.fromkeys(found)):
+        raise InputError(f"{source}: no split {split!r}; take one that it has: {', '.join(names)}")
+
+
+def _split_name(name: str) -> str:
+    return SPLIT_NAMES.get(name, name)
+
+
+def _refuse_image_root(source: str | Path, image_root: str | Path | None) -> None:
+    if image_root is not None:
+        raise InputError(f"{source}: has no image files, so an image root ({image_root}) means nothing; leave it out")

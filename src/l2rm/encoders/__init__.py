@@ -1,0 +1,1 @@
+"""Images and captions become features: frozen encoders, decoded pixels in, region vectors out."""

@@ -1,0 +1,237 @@
+"""Raw images get features: decoded, encoded, remembered; a killed run goes on where it stopped."""
+
+import hashlib
+import logging
+import warnings
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2rm.data.pairs import Pairs
+from l2rm.encoders.efficientnet import EfficientNetLite0
+from l2rm.encoders.pixels import UndecodableImageError, decode
+from l2rm.encoders.store import FeatureStore, stamp
+from l2rm.errors import InputError
+from l2rm.files import cache_folder
+from l2rm.progress import track
+
+_log = logging.getLogger("l2rm")
+
+# On a processor, small batches stay in its cache: 4 images take half the time an image that 32 do.
+_BATCH = 4
+# Images between two writes; a killed run loses at most these.
+_STORE_EVERY = 64
+_LISTED = 20
+
+
+class Encoder(Protocol):
+    """A frozen image encoder: pixels (B, size, size, 3) uint8 in, regions (B, grid², dim) float32 on the CPU out.
+
+    `grid` is 1 to `max_grid`; `version` is raised when the same file would give other features.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    size: ClassVar[int]
+    dim: ClassVar[int]
+    max_grid: ClassVar[int]
+
+    def __init__(self, *, grid: int, device: torch.device | str = "cpu") -> None: ...
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> torch.Tensor: ...
+
+
+ENCODERS: dict[str, type[Encoder]] = {EfficientNetLite0.name: EfficientNetLite0}
+"""The encoders that `encode` knows by name."""
+
+
+def encode(
+    pairs: Pairs,
+    *,
+    encoder: str = "efficientnet-lite0",
+    grid: int = 6,
+    skip_bad: bool = False,
+    progress: bool = True,
+    device: torch.device | str = "cpu",
+) -> Pairs:
+    """Give pairs whose pixels are on disk features, (N, grid², D) float16, memory-mapped.
+
+    Features are kept in `cache_folder()/features/`, one growing file for each encoder, grid and `image_root`; an image
+    is known again by its path, size and time. So only new or changed images are ever encoded, whichever split or
+    subset of a data set asks, and a killed run goes on where it stopped.
+
+    Args:
+        pairs: the table; every image needs a file (`image_path`). Features that it has already are replaced.
+        encoder: a name in `ENCODERS`.
+        grid: cells along each side of the image; an image becomes grid² regions, row by row from the top left.
+        skip_bad: leave out rows whose image does not decode, and name them in warnings (logger "l2rm").
+        progress: tell on standard error how far it has come.
+        device: where the encoder runs.
+
+    Returns:
+        The same pairs with `features`; with `skip_bad`, less the rows of undecodable images.
+
+    Raises:
+        InputError: an unknown encoder or a grid out of range; pairs without pixels; an image that does not decode (its
+            row and path are named); with `skip_bad`, no image left; the disk is full; the encoder's extra is missing.
+
+    Example:
+        >>> from l2rm.data import openmoji
+        >>> encode(openmoji.read(), grid=3).features.shape                       # doctest: +SKIP
+        (1918, 9, 1280)
+    """
+    kind = _kind(encoder, grid)
+    paths = _paths(pairs)
+    store = FeatureStore(_store_path(kind, grid, pairs.image_root), (grid * grid, kind.dim))
+    stamps, bad = _stamps(paths)
+    if bad and not skip_bad:
+        raise _refusal(pairs, paths, bad)
+    if any(stamp not in store for stamp in stamps.values()):
+        with store.writing(), warnings.catch_warnings():
+            # Pillow's warnings about files that decode all the same would end up between the lines of the progress bar.
+            warnings.simplefilter("ignore")
+            missing = {stamp: image for image, stamp in stamps.items() if stamp not in store}
+            network = kind(grid=grid, device=device)
+            bad |= _fill(store, missing, paths, network, stop_at_bad=not skip_bad, progress=progress)
+        if bad and not skip_bad:
+            raise _refusal(pairs, paths, bad)
+    if bad:
+        _warn(pairs, paths, bad)
+        pairs = replace(pairs, features=None).take(~np.isin(pairs.image_of, list(bad)))
+        if not len(pairs):
+            raise InputError(f"{pairs.source}: no image decodes; check the images and their folder")
+        stamps, _ = _stamps(_paths(pairs))
+    return replace(pairs, features=store.features(list(stamps.values())))
+
+
+def _kind(encoder: str, grid: int) -> type[Encoder]:
+    if encoder not in ENCODERS:
+        raise InputError(f"encoder: there is no {encoder!r}; choose from {', '.join(ENCODERS)}")
+    kind = ENCODERS[encoder]
+    if not 1 <= grid <= kind.max_grid:
+        raise InputError(f"grid: {grid} is out of range; choose 1 to {kind.max_grid} cells a side")
+    return kind
+
+
+def _store_path(kind: type[Encoder], grid: int, image_root: Path | None) -> Path:
+    root = "" if image_root is None else image_root.absolute()
+    key = hashlib.sha256(f"{kind.version}\0{root}".encode()).hexdigest()[:16]
+    return cache_folder() / "features" / f"{kind.name}-{grid}x{grid}-{key}.npy"
+
+
+def _paths(pairs: Pairs) -> list[Path]:
+    paths: list[Path] = []
+    for image, name in enumerate(pairs.images):
+        path = pairs.image_path(image)
+        if path is None:
+            raise InputError(f"{pairs.source}: image {name} has no file to encode; give the folder of the images")
+        paths.append(path)
+    return paths
+
+
+def _stamps(paths: Sequence[Path]) -> tuple[dict[int, bytes], dict[int, str]]:
+    """The stamp of each image, in order, and why the others have none."""
+    stamps: dict[int, bytes] = {}
+    bad: dict[int, str] = {}
+    for image, path in enumerate(paths):
+        try:
+            stamps[image] = stamp(path)
+        except OSError as error:
+            bad[image] = error.strerror or "no such file"
+    return stamps, bad
+
+
+def _fill(
+    store: FeatureStore,
+    missing: dict[bytes, int],
+    paths: Sequence[Path],
+    network: Encoder,
+    *,
+    stop_at_bad: bool,
+    progress: bool,
+) -> dict[int, str]:
+    """Encode and store the missing images; return which do not decode, and why; at most one with `stop_at_bad`."""
+    bad: dict[int, str] = {}
+    stamps: list[bytes] = []
+    entries: list[NDArray[np.float16]] = []
+    files = {stamp: paths[image] for stamp, image in missing.items()}
+    with closing(_encoded(files, network)) as results:
+        for key, result in track(results, total=len(missing), what="encoding images", enabled=progress):
+            if isinstance(result, str):
+                bad[missing[key]] = result
+                if stop_at_bad:
+                    break
+            else:
+                stamps.append(key)
+                entries.append(result)
+            if len(stamps) == _STORE_EVERY:
+                store.append(stamps, np.stack(entries))
+                stamps, entries = [], []
+    if stamps:
+        store.append(stamps, np.stack(entries))
+    return bad
+
+
+_Result = tuple[bytes, NDArray[np.float16] | str]
+
+
+def _encoded(files: dict[bytes, Path], network: Encoder) -> Generator[_Result, None, None]:
+    """Decode and encode files; yield each one's entry (R, D), or why it does not decode, in order.
+
+    Every worker thread takes whole batches, decodes and encodes them by itself. Threads that share one convolution
+    wait for one another at each layer, which costs several times as much as soon as a core is busy elsewhere.
+    """
+
+    def work(batch: Sequence[tuple[bytes, Path]]) -> list[_Result]:
+        decoded: dict[bytes, NDArray[np.uint8]] = {}
+        results: dict[bytes, NDArray[np.float16] | str] = {}
+        for key, path in batch:
+            try:
+                decoded[key] = decode(path, network.size)
+            except UndecodableImageError as error:
+                results[key] = str(error)
+        if decoded:
+            entries = network(np.stack(list(decoded.values()))).to(torch.float16).numpy()
+            results |= dict(zip(decoded, entries, strict=True))
+        return [(key, results[key]) for key, _ in batch]
+
+    items = list(files.items())
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future[list[_Result]]] = deque()
+    try:
+        for start in range(0, len(items), _BATCH):
+            waiting.append(pool.submit(work, items[start : start + _BATCH]))
+            if len(waiting) > 2 * threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' 1 would be what new threads start with
+
+
+def _refusal(pairs: Pairs, paths: Sequence[Path], bad: dict[int, str]) -> InputError:
+    image = min(bad)
+    return InputError(f"{_told(pairs, paths, image, bad[image])}; fix it, or pass --skip-bad to leave out its rows")
+
+
+def _warn(pairs: Pairs, paths: Sequence[Path], bad: dict[int, str]) -> None:
+    for image in sorted(bad)[:_LISTED]:
+        _log.warning("%s; left out", _told(pairs, paths, image, bad[image]))
+    if len(bad) > _LISTED:
+        _log.warning("%s: %d more images do not decode; left out", pairs.source, len(bad) - _LISTED)
+
+
+def _told(pairs: Pairs, paths: Sequence[Path], image: int, reason: str) -> str:
+    rows = np.flatnonzero(pairs.image_of == image)
+    where = f"row {rows[0] + 1} (pair {pairs.pair_ids[rows[0]]})" if len(rows) else "an image of no row"
+    return f"{pairs.source}: {where}: {paths[image]} does not decode ({reason})"

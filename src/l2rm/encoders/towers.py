@@ -1,0 +1,67 @@
+"""Trainable towers: features or words -> local vectors (regions, words) of the joint space."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+NORM_FLOOR = 1e-8
+
+
+def l2_normalise(x: Tensor, dim: int = -1) -> Tensor:
+    """`x / (‖x‖₂ + 1e-8)` along `dim`: a zero vector stays zero."""
+    return x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) + NORM_FLOOR)
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts Xavier uniform with zero bias, as every one of the published model does."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RegionTower(nn.Module):
+    """Region features to unit vectors of the joint space: `l2(W x + b)`, region by region.
+
+    Also takes whole-image features (N, F), which then are images of one region.
+    """
+
+    def __init__(self, feature_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.project = linear(feature_dim, embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, R, F) or (N, F) -> (N, R, D)."""
+        regions = images if images.dim() == 3 else images[:, None]
+        return l2_normalise(self.project(regions))
+
+
+class WordTower(nn.Module):
+    """Words to unit vectors that know their context: embedding, dropout, bi-GRU (directions averaged), l2."""
+
+    def __init__(self, vocabulary_size: int, word_dim: int, embed_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary_size, word_dim)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(word_dim, embed_dim, batch_first=True, bidirectional=True)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(N, L) token ids padded with 0, (N,) lengths -> (N, L, D), zero beyond each caption's length."""
+        words = self.dropout(self.embed(tokens))
+        packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        forward, backward = states.chunk(2, dim=-1)
+        return l2_normalise(0.5 * (forward + backward))
+
+
+class VectorTower(nn.Module):
+    """Caption embeddings made elsewhere (CLIP and its kin) to unit vectors of the joint space: `l2(W x + b)`."""
+
+    def __init__(self, feature_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.project = linear(feature_dim, embed_dim)
+
+    def forward(self, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(N, F) -> (N, 1, D): a caption of one 'word'."""
+        return l2_normalise(self.project(captions))[:, None]

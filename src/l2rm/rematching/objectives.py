@@ -1,0 +1,123 @@
+"""What a batch teaches: ranking losses for given pairs, divergences for soft alignments.
+
+Every function takes the similarities of a batch, `S (images, captions)`, and returns a scalar (a vector where it says
+so). `P` is the row softmax of `S / tau`, `Q` that of `Sᵀ / tau`; each formula is taken in both directions, image to
+caption and caption to image, and the two are summed. Hard objectives read the diagonal as the given pairs, so they want
+`S` square; soft ones take targets `T` of the shape of `S`.
+
+Shapes below: I images, C captions, B of each where the batch is square.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TARGET_FLOOR = 1e-10
+"""Targets are floored here before they are normalised, so that a row without mass becomes uniform, not NaN."""
+
+REVERSE_FLOOR = 1e-7
+"""`log` of an impossible pair in the reversed cross entropy is `log(1e-7) ≈ -16.1`."""
+
+
+def hinges(S: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
+    """`[margin + S_ij - S_ii]₊` (image to caption) and `[margin + S_ij - S_jj]₊`, both (B, B), zero on the diagonal."""
+    own = S.diagonal()
+    apart = ~torch.eye(len(S), dtype=torch.bool, device=S.device)
+    to_caption = (margin + S - own[:, None]).clamp(min=0) * apart
+    to_image = (margin + S - own[None, :]).clamp(min=0) * apart
+    return to_caption, to_image
+
+
+def max_violation(S: Tensor, margin: float = 0.2) -> Tensor:
+    """Triplet loss with the hardest negative, summed over the batch (VSE++, Faghri et al. 2018).
+
+    `Σ_i max_{j≠i} [m + S_ij − S_ii]₊ + Σ_j max_{i≠j} [m + S_ij − S_jj]₊`.
+
+    Example:
+        >>> max_violation(torch.eye(4))
+        tensor(0.)
+    """
+    to_caption, to_image = hinges(S, margin)
+    return to_caption.amax(1).sum() + to_image.amax(0).sum()
+
+
+def mean_violation(S: Tensor, margin: float = 0.2) -> Tensor:
+    """Triplet loss over all negatives: the mean over a row (its own pair counts as 0), summed over the batch."""
+    return pair_loss(S, margin).sum()
+
+
+def pair_loss(S: Tensor, margin: float = 0.2) -> Tensor:
+    """The loss of each pair, (B,), by which the sample division tells matched from mismatched ones.
+
+    `1/B Σ_j [m + S_ij − S_ii]₊ + 1/B Σ_j [m + S_ji − S_ii]₊`: the share of `mean_violation` that pair i bears.
+    """
+    to_caption, to_image = hinges(S, margin)
+    return to_caption.mean(1) + to_image.mean(0)
+
+
+def infonce(S: Tensor, tau: float = 0.05) -> Tensor:
+    """`mean_i −log P_ii + mean_i −log Q_ii` (InfoNCE, van den Oord et al. 2018)."""
+    own = torch.arange(len(S), device=S.device)
+    return F.cross_entropy(S / tau, own) + F.cross_entropy(S.T / tau, own)
+
+
+def symmetric_cross_entropy(S: Tensor, tau: float = 0.05) -> Tensor:
+    """Half cross entropy, half its reverse, which a wrong pair cannot blow up: the warm-up objective of L2RM.
+
+    `½ (mean_i −log P_ii + mean_i −Σ_j log(I_ij + 1e-7) P_ij)`, both directions summed (Wang et al. 2019).
+
+    Example:
+        >>> bool(symmetric_cross_entropy(torch.eye(4)) < symmetric_cross_entropy(torch.zeros(4, 4)))
+        True
+    """
+    log_identity = (torch.eye(len(S), dtype=S.dtype, device=S.device) + REVERSE_FLOOR).log()
+    reverse = sum(-(log_identity * (X / tau).softmax(1)).sum(1).mean() for X in (S, S.T))
+    return 0.5 * (infonce(S, tau) + reverse)
+
+
+def _log_targets(T: Tensor) -> Tensor:
+    floored = T.clamp(min=TARGET_FLOOR)
+    return (floored / floored.sum(1, keepdim=True)).log()
+
+
+def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """`mean_i Σ_j A_ij (log A_ij − log B_ij)`."""
+    return F.kl_div(log_b, log_a, log_target=True, reduction="batchmean")
+
+
+def soft_infonce(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """InfoNCE against soft targets: `mean_i −Σ_j A_ij log P_ij`, with `A` the floored, row-normalised `T`."""
+    return sum(
+        (-(_log_targets(t).exp() * (s / tau).log_softmax(1)).sum(1).mean() for s, t in ((S, T), (S.T, T.T))),
+        start=S.new_zeros(()),
+    )
+
+
+def kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """`KL(A‖P)`, the mean over rows, both directions."""
+    return sum(
+        (_divergence(_log_targets(t), (s / tau).log_softmax(1)) for s, t in ((S, T), (S.T, T.T))),
+        start=S.new_zeros(()),
+    )
+
+
+def symmetric_kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """`½ (KL(A‖P) + KL(P‖A))`, the mean over rows, both directions: how L2RM learns from a transport plan `T`."""
+    total = S.new_zeros(())
+    for s, t in ((S, T), (S.T, T.T)):
+        log_a, log_p = _log_targets(t), (s / tau).log_softmax(1)
+        total = total + 0.5 * (_divergence(log_a, log_p) + _divergence(log_p, log_a))
+    return total
+
+
+def js(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """Jensen–Shannon in the form of the public code, whose divergences are reversed.
+
+    `½ (KL(M‖P) + KL(M‖A))` with `M = ½ (P + A)`; the usual one is `½ (KL(P‖M) + KL(A‖M))`.
+    """
+    total = S.new_zeros(())
+    for s, t in ((S, T), (S.T, T.T)):
+        log_a, log_p = _log_targets(t), (s / tau).log_softmax(1)
+        log_m = (0.5 * (log_a.exp() + log_p.exp())).log()
+        total = total + 0.5 * (_divergence(log_m, log_p) + _divergence(log_m, log_a))
+    return total

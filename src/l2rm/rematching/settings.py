@@ -1,0 +1,44 @@
+"""The configuration of the method. Imports no torch, so that the command line answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RematchingConfig:
+    """How pairs are divided, and how the mismatched ones are rematched and learned from."""
+
+    tau: float = 0.05
+    """Temperature of every softmax over similarities."""
+    margin: float = 0.2
+    """Margin of the triplet losses, sample division included."""
+    mass: float = 0.1
+    """Share of a batch's mass that the transport plan carries."""
+    reg: float = 0.01
+    """Entropic regularisation of the plan. Published: 0.01 Flickr30K; 0.07 MS-COCO and CC152K."""
+    tolerance: float = 1e-6
+    """Marginal error at which a plan counts as converged."""
+    max_iterations: int = 10_000
+    """Iterations after which an unconverged plan is used as it is (and counted in the metrics)."""
+    forbid: Literal["pair", "image"] = "image"
+    """Which cells a plan may not use. image: wherever the caption's given image stands. pair: the diagonal alone, as
+    published."""
+    cost_lr: float = 2e-6
+    """Learning rate of the cost."""
+    planted: float = 0.1
+    """The cost update plants between 1 and this share of the matched batch's images."""
+    queue_size: int = 0
+    """Images that a plan may choose from; 0: the batch's own, as published."""
+    rematch_weight: float = 1.0
+    """Weight of the rematching term beside the matched pairs' triplet loss."""
+    matched_objective: Literal["max_violation", "mean_violation", "infonce", "symmetric_cross_entropy"] = "max_violation"
+    """What matched pairs teach. max_violation: the hardest negative, as published."""
+    matched_above: float = 0.5
+    """Pairs whose match probability is above this are taken as matched."""
+    one_mode: Literal["matched", "mixture"] = "matched"
+    """When one Beta explains the losses as well as two. matched: nothing is suspect. mixture: split all the same, as
+    published."""
+    monotone: bool = True
+    """Match probability never rises with the loss. False: the mixture's own posterior, as published."""
+    smoothing: float = 0.0
+    """Share of the previous divisions' match probabilities that is kept; 0: this epoch's alone, as published."""

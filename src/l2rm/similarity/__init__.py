@@ -1,0 +1,1 @@
+"""Features to similarities: the retrieval models."""

@@ -1,0 +1,111 @@
+"""What every retrieval model is: two towers and a score."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from l2rm.data.vocabulary import Vocabulary
+from l2rm.encoders.towers import RegionTower, VectorTower, WordTower
+from l2rm.similarity.settings import DataShape, ModelConfig
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images or captions in the joint space.
+
+    `whole (N, D)`: one vector each. `local (N, R, D)`: regions, or words padded with zeros to the longest of the N
+    captions; None where the score needs none. `lengths (N,)`: words a caption, on the CPU; None for images.
+    """
+
+    whole: Tensor
+    local: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def take(self, index: Tensor | slice) -> "Encoded":
+        """The items at `index`."""
+        return Encoded(
+            self.whole[index],
+            None if self.local is None else self.local[index],
+            None if self.lengths is None else self.lengths[index],
+        )
+
+
+class RetrievalModel(nn.Module, ABC):
+    """A similarity of images and captions that can be learned.
+
+    Subclasses give `encode_images`, `encode_captions`, `score`, and `range`, the interval their scores lie in.
+    """
+
+    range: tuple[float, float]
+    vocabulary: Vocabulary | None = None
+    """How captions are read; None where captions are given as embeddings."""
+
+    def __init__(self, config: ModelConfig, shape: DataShape) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        self.image_tower = RegionTower(shape.image_dim, config.embed_dim)
+        self.caption_tower: WordTower | VectorTower
+        if shape.vocabulary_size is not None:
+            self.caption_tower = WordTower(shape.vocabulary_size, config.word_dim, config.embed_dim, config.dropout)
+        elif shape.caption_dim is not None:
+            self.caption_tower = VectorTower(shape.caption_dim, config.embed_dim)
+        else:
+            raise ValueError("a DataShape needs vocabulary_size or caption_dim")
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Encoded:
+        """(N, R, F) or (N, F) features -> N encoded images."""
+
+    @abstractmethod
+    def encode_captions(self, captions: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """(M, L) token ids with (M,) lengths, or (M, F) caption embeddings -> M encoded captions."""
+
+    @abstractmethod
+    def score(self, images: Encoded, captions: Encoded) -> Tensor:
+        """All similarities of N images and M captions, (N, M)."""
+
+    def forward(self, images: Tensor, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Similarities (N, M) with gradient, in the mode (training or evaluation) that the model is in."""
+        return self.score(self.encode_images(images), self.encode_captions(captions, lengths))
+
+    @torch.no_grad()
+    def similarity(self, images: Tensor, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Similarities (N, M) in evaluation mode, without gradient, on the model's device.
+
+        Example:
+            >>> model = build_model(ModelConfig(similarity="cosine", embed_dim=8),
+            ...                     DataShape(image_dim=5, regions=4, vocabulary_size=9))
+            >>> model.similarity(torch.rand(3, 4, 5), torch.ones(2, 6, dtype=torch.long), torch.tensor([6, 2])).shape
+            torch.Size([3, 2])
+        """
+        device = next(self.parameters()).device
+        with evaluating(self):
+            return self(images.to(device), captions.to(device), lengths)
+
+
+class evaluating:  # noqa: N801 - reads as a phrase: `with evaluating(model):`
+    """Evaluation mode inside the block, whatever mode the model was in after it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.model.train(self.was_training)
+
+
+def build_model(config: ModelConfig, shape: DataShape) -> RetrievalModel:
+    """The model that `config` names, with fresh weights from torch's global generator."""
+    from l2rm.similarity.cosine import Cosine
+    from l2rm.similarity.sgraf import SGR
+
+    return {"cosine": Cosine, "sgr": SGR}[config.similarity](config, shape)

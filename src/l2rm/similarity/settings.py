@@ -1,0 +1,40 @@
+"""The configuration of a retrieval model. Imports no torch, so that the command line answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the retrieval model is made of; dimensions that the data decide are in `DataShape`."""
+
+    similarity: Literal["cosine", "sgr"] = "sgr"
+    """cosine: two pooled towers, fast. sgr: similarity graph reasoning over regions and words, accurate."""
+    embed_dim: int = 1024
+    """Dimension D of the joint space."""
+    word_dim: int = 300
+    """Dimension of a word embedding."""
+    similarity_dim: int = 256
+    """Dimension of a similarity vector (sgr)."""
+    graph_steps: int = 3
+    """Steps of graph reasoning (sgr)."""
+    dropout: float = 0.4
+    """Dropout of words (and, in sgr, of the gates)."""
+    min_word_count: int = 4
+    """Words seen less often in train and dev become <unk>."""
+    tokeniser: Literal["unicode", "wordpunct", "published"] = "unicode"
+    """unicode: words of any language, CJK by character. wordpunct: \\w+|[^\\w\\s]. published: Treebank rules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShape:
+    """What the data decide about a model."""
+
+    image_dim: int
+    """Dimension of an image's features."""
+    regions: int
+    """Regions an image; 1 for whole-image features."""
+    vocabulary_size: int | None = None
+    """Words known; None where captions are given as embeddings."""
+    caption_dim: int | None = None
+    """Dimension of a caption embedding; None where captions are words."""

@@ -1,0 +1,63 @@
+"""Sample division of the training pairs: a loss each, a mixture over them, a match probability each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2rm.data.batches import Batches, shuffled
+from l2rm.rematching.division import BetaMixture
+from l2rm.rematching.objectives import pair_loss
+from l2rm.rematching.settings import RematchingConfig
+from l2rm.similarity.model import RetrievalModel, evaluating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """`losses (rows,)`, the `mixture` over them, and `match_probability (rows,)`, smoothed where that is asked for."""
+
+    losses: NDArray[np.float32]
+    mixture: BetaMixture
+    match_probability: NDArray[np.float32]
+
+    def statistics(self, threshold: float, is_mismatched: NDArray[np.bool_] | None) -> dict[str, Any]:
+        """What the metrics tell of this division; with the truth, how far it is right and how pure the matched part."""
+        matched = self.match_probability > threshold
+        facts: dict[str, Any] = {
+            "matched": int(matched.sum()),
+            "mismatched": int((~matched).sum()),
+            "estimated_ratio": float(1 - self.match_probability.mean()),
+            "alpha": self.mixture.alpha.tolist(),
+            "beta": self.mixture.beta.tolist(),
+            "weight": self.mixture.weight.tolist(),
+            "converged": self.mixture.converged,
+            "degenerate": self.mixture.degenerate,
+        }
+        if is_mismatched is not None:
+            facts["accuracy"] = float((matched != is_mismatched).mean())
+            facts["purity"] = float((~is_mismatched[matched]).mean()) if matched.any() else None
+        return facts
+
+
+def divide(
+    model: RetrievalModel,
+    batches: Batches,
+    config: RematchingConfig,
+    *,
+    batch_size: int,
+    seed: tuple[int, ...],
+    previous: NDArray[np.float32] | None = None,
+) -> Division:
+    """Losses in evaluation mode over shuffled batches (the last, smaller one is kept), then the Beta mixture."""
+    losses = torch.empty(len(batches))
+    with torch.no_grad(), evaluating(model):
+        for rows in shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False):
+            batch = batches.batch(rows)
+            losses[rows] = pair_loss(model(batch.images, batch.captions, batch.lengths), config.margin).float().cpu()
+    mixture = BetaMixture.fit(losses, one_mode=config.one_mode)
+    probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
+    if previous is not None and config.smoothing:
+        probability = config.smoothing * previous + (1 - config.smoothing) * probability
+    return Division(losses=losses.numpy(), mixture=mixture, match_probability=probability)

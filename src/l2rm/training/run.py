@@ -1,0 +1,189 @@
+"""The RUN folder: what a training run leaves behind, and how it is read again."""
+
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from l2rm.data.vocabulary import Vocabulary
+from l2rm.errors import InputError
+from l2rm.files import written_whole
+from l2rm.similarity.model import RetrievalModel, build_model
+from l2rm.similarity.settings import DataShape
+from l2rm.training.settings import TrainConfig
+
+FORMAT = 1
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished (or converted) run: its folder, its configuration and its best model."""
+
+    folder: Path
+    config: TrainConfig
+    model: RetrievalModel
+    record: dict[str, Any]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, one an epoch."""
+        return read_lines(self.folder / "metrics.jsonl")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write a .jsonl file, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_record(folder: Path, config: TrainConfig, shape: DataShape, **facts: Any) -> dict[str, Any]:
+    """Write `config.json`: the configuration, what the data decided, and further facts about the run."""
+    record = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "shape": dataclasses.asdict(shape),
+        **facts,
+    }
+    write_json(folder / "config.json", record)
+    return record
+
+
+def write_model(folder: Path, model: RetrievalModel) -> None:
+    """Write `model.safetensors`."""
+    with written_whole(folder / "model.safetensors") as beside:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        InputError: the folder is no RUN, or one of another format.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no RUN folder (it has no config.json); give the --out of `l2rm train`")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise InputError(f"{path}: format {record['format']}, this version reads {FORMAT}; train again or upgrade")
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not the configuration of a RUN ({error}); give the --out of `l2rm train`") from error
+    return record
+
+
+def config_from(kind: type[Config], values: dict[str, Any], where: Path) -> Config:
+    """A configuration dataclass from its saved form, nested ones included.
+
+    Raises:
+        InputError: a key that this version does not know.
+    """
+    hints = get_type_hints(kind)
+    unknown = values.keys() - hints.keys()
+    if unknown:
+        raise InputError(f"{where}: unknown key {min(unknown)!r}; it was written by another version of l2rm")
+    return kind(
+        **{
+            name: config_from(hints[name], value, where) if dataclasses.is_dataclass(hints[name]) else value
+            for name, value in values.items()
+        }
+    )
+
+
+def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
+    """Read a RUN folder: its configuration and its best model, in evaluation mode on `device`.
+
+    Raises:
+        InputError: no RUN folder, an unfinished run, or files that do not belong together; names the file.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    where = folder / "config.json"
+    config = config_from(TrainConfig, record["config"], where)
+    shape = config_from(DataShape, record["shape"], where)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{weights}: no such file; the run stopped before its first epoch ended, go on with --resume")
+    model = build_model(config.model, shape)
+    try:
+        model.load_state_dict(load_file(weights, device="cpu"))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{weights}: not the weights that {where} describes ({reason}); train again") from error
+    if shape.vocabulary_size is not None:
+        model.vocabulary = Vocabulary.read(folder / "vocabulary.json")
+    return Run(folder=folder, config=config, model=model.to(device).eval(), record=record)
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> RetrievalModel:
+    """The best model of a RUN folder, in evaluation mode.
+
+    Example:
+        >>> model = l2rm.load("runs/mine")  # doctest: +SKIP
+        >>> model.similarity(images, tokens, lengths)  # doctest: +SKIP
+    """
+    return load_run(folder, device).model
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; a lock left by a dead process of this machine is taken over.
+
+    Raises:
+        InputError: a living process trains in this folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / "lock"
+    me = {"pid": os.getpid(), "host": socket.gethostname()}
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            break
+        except FileExistsError:
+            if _alive(lock):
+                raise InputError(
+                    f"{lock}: another process is training there; wait for it, or delete the file if none is"
+                ) from None
+            lock.unlink(missing_ok=True)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(me, file)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _alive(lock: Path) -> bool:
+    try:
+        owner = json.loads(lock.read_text())
+        if owner["host"] != socket.gethostname():
+            return True  # it cannot be asked from here
+        os.kill(owner["pid"], 0)
+    except (ProcessLookupError, FileNotFoundError, ValueError, KeyError):
+        return False
+    except PermissionError:
+        return True
+    return True
