@@ -71,9 +71,7 @@ class Audit:
             "match_probability": pa.array(self.match_probability, pa.float64()),
             "is_mismatched": pa.array(self.is_mismatched, pa.bool_()),
             "rematch_image": pa.array([images[image] for image in self.candidates[:, 0]], pa.string()),
-            "rematch_caption": pa.array(
-                [captions[row] if row >= 0 else None for row in self.rematch_row], pa.string()
-            ),
+            "rematch_caption": pa.array([captions[row] if row >= 0 else None for row in self.rematch_row], pa.string()),
             "rematch_confidence": pa.array(self.rematch_confidence, pa.float64()),
             "decision": pa.array(self.decision.tolist(), pa.string()),
         }
@@ -175,12 +173,12 @@ def audit_scores(
 
     Example:
         >>> from l2rm.evaluation.scores import MatrixScores
-        >>> S = np.random.default_rng(0).normal(0, 0.02, size=(40, 40)) + np.eye(40)[np.r_[1, 0, 2:40]]
-        >>> pairs = Pairs(images=tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"), image_of=np.arange(40),
-        ...               captions=("a caption",) * 40)
+        >>> S = np.random.default_rng(0).normal(0, 0.2, size=(40, 40))
+        >>> S[np.r_[1:10, 0, 10:40], np.arange(40)] += 1  # the first ten captions went one image too far
+        >>> pairs = Pairs(images=tuple(f"{i}.jpg" for i in range(40)), image_of=np.arange(40), captions=("text",) * 40)
         >>> audit = audit_scores(MatrixScores(S), pairs, progress=False)
         >>> audit.is_mismatched.nonzero()[0].tolist(), audit.table["rematch_image"][0].as_py()
-        ([0, 1], 'b')
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], '1.jpg')
     """
     for name, value in (("keep_threshold", keep_threshold), ("rematch_threshold", rematch_threshold)):
         if not 0 <= value <= 1:

@@ -1,10 +1,12 @@
-"""The pictures of a report: thumbnails as data URIs, and the histogram of losses as SVG that follows the page's colours."""
+"""The pictures of a report: thumbnails as data URIs, and the losses as an SVG in the page's colours."""
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -66,7 +68,7 @@ def loss_histogram(
     low, high = float(losses.min()), float(losses.max())
     high = high if high > low else low + 1.0
     edges = np.linspace(low, high, int(np.clip(1.5 * np.sqrt(len(losses)), 8, 60)) + 1)
-    style = {"svg.fonttype": "none", "svg.hashsalt": "l2rm", "font.family": "sans-serif", "font.size": 11.0}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": str(size), "font.family": "sans-serif", "font.size": 11.0}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -75,20 +77,25 @@ def loss_histogram(
             grid = np.linspace(low, high, 241)[1:-1]
             matched, mismatched = density(grid) * len(losses) * (edges[1] - edges[0])
             axes.plot(grid, matched, color=MATCHED, linewidth=2.4, label="fit: matched")
-            axes.plot(grid, mismatched, color=MISMATCHED, linewidth=2.4, linestyle=(0, (5, 2.5)), label="fit: mismatched")
+            axes.plot(
+                grid, mismatched, color=MISMATCHED, linewidth=2.4, linestyle=(0, (5, 2.5)), label="fit: mismatched"
+            )
         axes.set_ylim(0, 1.12 * max(float(counts.max()), 1.0))  # a Beta density may go to infinity at its ends
         axes.set_xlim(low, high)
-        _dress(axes, "loss of a pair (mean hinge against other images and captions)" if size[0] > 6 else "loss of a pair")
+        _dress(
+            axes, "loss of a pair (mean hinge against other images and captions)" if size[0] > 6 else "loss of a pair"
+        )
         file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
+        FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # type: ignore[no-untyped-call]
     drawn = file.getvalue()
-    svg = drawn[drawn.index("<svg") :]
+    # Two of these stand on one page: no id twice, and no style of one for everything.
+    svg = re.sub(r'<g id="[^"]*"', "<g", drawn[drawn.index("<svg") :]).replace("*{", ".plot *{")
     for written, variable in _COLOURS.items():
         svg = svg.replace(written, variable)
     return svg
 
 
-def _bars(axes, losses: np.ndarray, truth: np.ndarray | None, edges: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _bars(axes: Any, losses: np.ndarray, truth: np.ndarray | None, edges: np.ndarray) -> np.ndarray:
     everything = np.histogram(losses, edges)[0]
     kinds = [(everything, BAR, 1.0, "pairs")]
     if truth is not None:
@@ -96,12 +103,14 @@ def _bars(axes, losses: np.ndarray, truth: np.ndarray | None, edges: np.ndarray)
         kinds = [(everything - wrong, MATCHED, 0.35, "truly matched"), (wrong, MISMATCHED, 0.45, "truly mismatched")]
     floor = np.zeros(len(everything))
     for counts, colour, alpha, label in kinds:
-        axes.bar(edges[:-1], counts, width=np.diff(edges), bottom=floor, align="edge", color=colour, alpha=alpha, label=label)
+        axes.bar(
+            edges[:-1], counts, width=np.diff(edges), bottom=floor, align="edge", color=colour, alpha=alpha, label=label
+        )
         floor = floor + counts
     return everything
 
 
-def _dress(axes, label: str) -> None:  # type: ignore[no-untyped-def]
+def _dress(axes: Any, label: str) -> None:
     axes.set_xlabel(label, color=QUIET)
     axes.set_ylabel("pairs", color=QUIET)
     axes.tick_params(colors=QUIET, length=0)
@@ -112,4 +121,6 @@ def _dress(axes, label: str) -> None:  # type: ignore[no-untyped-def]
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(LINE)
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, labelcolor=INK
+    )

@@ -169,7 +169,6 @@ def _counts(audit: "Audit") -> dict[str, int]:
 def _histograms(audit: "Audit") -> dict[str, Markup]:
     """The SVG comes from Matplotlib with our own labels only, so it is safe to leave unescaped."""
 
-
     def density(losses: np.ndarray) -> np.ndarray:
         found: np.ndarray = audit.mixture.density(torch.from_numpy(losses)).numpy()
         return found
@@ -187,5 +186,4 @@ def _metrics_rows(metrics: "MetricsByMethod") -> list[dict[str, Any]]:
         plain: Mapping[str, Any] = found.to_dict() if isinstance(found, Metrics) else found
         cells = [float(plain[way][name]) for way in ("i2t", "t2i") for name in ("r1", "r5", "r10")]
         rows.append({"method": method, "cells": cells, "rsum": float(plain["rsum"])})
-    best = max((row["rsum"] for row in rows), default=0.0)
-    return [{**row, "best": len(rows) > 1 and row["rsum"] == best} for row in rows]
+    return rows

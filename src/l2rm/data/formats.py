@@ -19,6 +19,7 @@ BUILT_IN = "openmoji:"
 DEV_SHARE = TEST_SHARE = 0.05
 REPEATS = 5
 """Precomp folders may list every image once a caption, and then it is five times."""
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read_pairs(
@@ -179,9 +180,6 @@ def _check_cells(columns: dict[str, list[str]], image_root: Path, bad: BadRows) 
     for row, image in enumerate(columns["image"]):
         if not there[image]:
             bad.add(row, f"no image file {os.path.join(image_root, image)}", "check the path and the image root")
-
-
-_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _truth(

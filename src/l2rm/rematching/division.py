@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from scipy.special import betaln, digamma, polygamma
+from scipy.special import betaln, digamma, zeta
 from torch import Tensor
 
 from l2rm.errors import InputError
@@ -40,9 +40,9 @@ class BetaMixture:
         converged: whether the likelihood settled before `max_iterations`.
         iterations: EM iterations from the start that was chosen.
         log_likelihood: of the scaled losses, each counted by its weight.
-        degenerate: None, or why there is nothing to divide: "constant" (all losses are equal), "too few" (fewer than four
-            distinct losses), "one mode" (a single Beta explains the losses as well). All pairs are then matched, because
-            nothing speaks against any of them; alpha and beta are those of the single Beta, 1 if there is none.
+        degenerate: None, or why there is nothing to divide: "constant" (all losses are equal), "too few" (fewer than
+            four distinct losses), "one mode" (a single Beta explains the losses as well). All pairs are then matched,
+            because nothing speaks against any of them; alpha and beta are those of the single Beta, 1 if there is none.
 
     Example:
         >>> losses = torch.cat([torch.linspace(0.0, 0.3, 60), torch.linspace(0.7, 1.0, 40)])
@@ -77,10 +77,10 @@ class BetaMixture:
         Args:
             losses: any shape, one loss a pair. The work is done in float64 on their device (float32 on MPS).
             weights: same shape, not negative; a pair of weight 2 counts as two pairs.
-            one_mode: what to do where one Beta, on a range of its own, explains the losses as well as two do (three
-                parameters' worth by BIC, and less than 0.004 of mean log-likelihood): "matched" takes all pairs as
-                matched, since two components fitted to a single heap call almost any share of it mismatched, up to 99 %;
-                "mixture" divides all the same, as published.
+            one_mode: what to do where one Beta, on a range of its own, explains the losses as well as two do (by BIC
+                for three parameters, or to 0.004 of mean log-likelihood): "matched" takes all pairs as matched, since
+                two components fitted to a single heap call any share of it mismatched, up to 99 %; "mixture" divides
+                all the same, as published.
             max_iterations: of EM, for the start that is chosen.
             tolerance: EM stops when an iteration raises the mean log-likelihood of a pair by less.
 
@@ -92,6 +92,8 @@ class BetaMixture:
         if max_iterations < 1:
             raise InputError(f"max_iterations: {max_iterations} is less than 1; try 1000")
         values, counts = _checked(losses, weights)
+        if len(values) == 0:
+            raise InputError("losses: there are none of positive weight; give one loss a pair")
         lower, upper = (float(value) for value in torch.aminmax(values))
         rounding = 4 * torch.finfo(losses.dtype if losses.is_floating_point() else values.dtype).eps
         if upper - lower <= rounding * max(abs(lower), abs(upper)):
@@ -106,8 +108,8 @@ class BetaMixture:
         if not best.converged:
             best = _expectation_maximisation(data, best, max_iterations, tolerance)
         if one_mode == "matched":
-            alone = data.single()
-            if best.likelihood - alone[2] < max(1.5 * math.log(max(data.total, 1.0)), _LEAST_GAIN * data.total):
+            alone, elsewhere = data.single()
+            if best.likelihood - elsewhere < max(1.5 * math.log(max(data.total, 1.0)), _LEAST_GAIN * data.total):
                 return cls._all_matched("one mode", lower, upper, *alone)
         first = _log_beta(_EDGE, *best.shapes[0])
         order = (0, 1) if first >= _log_beta(_EDGE, *best.shapes[1]) else (1, 0)
@@ -212,8 +214,8 @@ class _Data:
         self.statistics = torch.stack([torch.ones_like(x), x.log(), torch.log1p(-x)], 1)
         self.total = float(counts.sum())
 
-    def single(self) -> tuple[float, float, float]:
-        """alpha and beta of the likeliest single Beta on [0, 1]; and the log-likelihood of the likeliest on any range.
+    def single(self) -> tuple[tuple[float, float, float], float]:
+        """alpha, beta and log-likelihood of the likeliest single Beta on [0, 1]; the likelihood of one on any range.
 
         Min-max scaling puts the ends of the range at the extreme losses, where a single heap seldom has its own: on
         [0, 1] two components fit any heap better than one. So the single Beta may reach beyond, by `_REACH`.
@@ -227,7 +229,7 @@ class _Data:
                 width = math.log(1 + before + beyond)
                 shape = _maximise(p - width, q - width, (alpha, beta))
                 best = max(best, _mean_likelihood(*shape, p - width, q - width) - width)
-        return alpha, beta, best * self.total
+        return (alpha, beta, self.total * _mean_likelihood(alpha, beta, low[0], high[0])), best * self.total
 
     def starts(self) -> list[_State]:
         """Losses split at their (weighted) median and at half of their range; and the two slopes of Arazo et al."""
@@ -283,13 +285,12 @@ def _maximise(p: float, q: float, start: tuple[float, float]) -> tuple[float, fl
     Newton's method on digamma(alpha) - digamma(alpha + beta) = p and its mirror image, from the likelier of `start` and
     a guess by moments; the likelihood is concave, and steps are halved until it does not fall.
     """
-    guess = _guess(p, q)
-    alpha, beta = max((start, guess), key=lambda shape: _mean_likelihood(*shape, p, q))
+    alpha, beta = max((start, _guess(p, q)), key=lambda shape: _mean_likelihood(shape[0], shape[1], p, q))
     value = _mean_likelihood(alpha, beta, p, q)
     for _ in range(50):
-        both, curve = float(digamma(alpha + beta)), float(polygamma(1, alpha + beta))
+        both, curve = float(digamma(alpha + beta)), _trigamma(alpha + beta)
         slope_a, slope_b = p - float(digamma(alpha)) + both, q - float(digamma(beta)) + both
-        aa, bb = float(polygamma(1, alpha)) - curve, float(polygamma(1, beta)) - curve
+        aa, bb = _trigamma(alpha) - curve, _trigamma(beta) - curve
         determinant = aa * bb - curve * curve
         if determinant <= 0:
             break
@@ -312,7 +313,7 @@ def _maximise(p: float, q: float, start: tuple[float, float]) -> tuple[float, fl
 
 
 def _guess(p: float, q: float) -> tuple[float, float]:
-    """A start for Newton, from digamma(z) ~ log(z - 1/2): with these, exp(p) and exp(q) fix the two parameters."""
+    """A start for Newton: with digamma(z) ~ log(z - 1/2), exp(p) and exp(q) fix the two parameters."""
     low, high = math.exp(p), math.exp(q)
     rest = max(2 * (1 - low - high), 1e-12)
     lowest, highest = _BOUNDS
@@ -326,6 +327,10 @@ def _bounded(value: float, before: float) -> float:
     """`value` within the bounds, and never less than a tenth of what it was."""
     lowest, highest = _BOUNDS
     return min(max(value, 0.1 * before, lowest), highest)
+
+
+def _trigamma(value: float) -> float:
+    return float(zeta(2, value))  # many times faster on a single number than polygamma(1, value)
 
 
 def _mean_likelihood(alpha: float, beta: float, p: float, q: float) -> float:

@@ -1,23 +1,26 @@
 """Masked partial optimal transport with entropy: which captions should mismatched images be paired with?
 
-The problem, for a cost `C (n, m)`, uniform weights `1/n` and `1/m`, a `mass` in (0, 1] and `reg > 0`: extend the plan by
-one dummy row and one dummy column that take what is not transported,
+The problem, for a cost `C (n, m)`, uniform weights `1/n` and `1/m`, a `mass` in (0, 1] and `reg > 0`: extend the plan
+by one dummy row and one dummy column that take what is not transported,
 
     min <C, P> + reg * sum (P log P - P)  over extended plans (n+1, m+1) >= 0
     rows sum to 1/n, the dummy row to 1 - mass; columns sum to 1/m, the dummy column to 1 - mass;
     the corner and every forbidden cell are exactly zero; dummy cells cost a constant (which one changes nothing).
 
-So exactly `mass` moves between real rows and columns. With `K = exp(-C / reg)` the plan is `u_i K_ij v_j`, the dummy column
-`u_i s`, the dummy row `t v_j`, and the extended matrix need never be built:
+So exactly `mass` moves between real rows and columns. With `K = exp(-C / reg)` the plan is `u_i K_ij v_j`, the dummy
+column `u_i s`, the dummy row `t v_j`, and the extended matrix need never be built:
 
     u_i (sum_j K_ij v_j + s) = 1/n,   v_j (sum_i K_ij u_i + t) = 1/m,   s sum u = 1 - mass,   t sum v = 1 - mass.
 
-The solver keeps the logarithms of `u, v, s, t`. One iteration is a Newton step on the dual with `v` and `s` eliminated (they
-are made exact after every step), damped so that the dual never gets worse; where Newton's matrix cannot be factorised it
-is a plain alternation instead. `reg` is lowered in stages from a tenth of the costs' range, each stage starting from the
-duals of the one before. Benamou et al., "Iterative Bregman projections", 2015; partial transport by dummy points:
-Chapel et al., "Partial optimal transport with applications on positive-unlabeled learning", 2020; its use for
-rematching: L2RM, CVPR 2024.
+The solver keeps the logarithms of `u, v, s, t`. One iteration is a Newton step on the dual with `v` and `s` eliminated
+(they are made exact after every step), damped so that the dual never gets worse; where Newton's matrix cannot be
+factorised it is a plain alternation instead. `reg` is lowered in stages from a tenth of the costs' range, each stage
+starting from the duals of the one before. A step factorises a matrix as large as the shorter side of the cost: right
+for batches of up to a few thousand.
+
+Benamou et al., "Iterative Bregman projections for regularized transportation problems", 2015; partial transport by
+dummy points: Chapel et al., "Partial optimal transport with applications on positive-unlabeled learning", 2020; its use
+for rematching: L2RM, CVPR 2024.
 """
 
 from __future__ import annotations
@@ -39,7 +42,6 @@ _STAGE_TOLERANCE = 0.1  # marginal error that ends a stage, as a share of the sm
 _STAGE_ITERATIONS = 100  # a stage that is not there by then is left as it is
 _CHECK_EVERY = 3  # iterations between checks on an accelerator, because reading the error waits for it
 _RIDGE = 1e-10  # relative; Newton's matrix is near singular where parts of a sparse plan hardly touch each other
-_NEGLIGIBLE = -40.0  # logarithm of a cell too small to limit a Newton step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,6 +142,7 @@ class _Solver:
         n, m = cost.shape
         lowest, highest = torch.aminmax(torch.where(cost.isfinite(), cost, cost[cost.isfinite()][0]))
         self.cost = cost - lowest
+        self.closed = cost.isinf()
         self.range = float(highest - lowest)
         self.mass, self.dummy = mass, 1.0 - mass
         self.row, self.column = 1.0 / n, 1.0 / m
@@ -190,8 +193,7 @@ class _Solver:
         scaled = self.log_kernel + self.f[:, None]
         self.g = math.log(self.column) - torch.logaddexp(torch.logsumexp(scaled, 0), self.t)
         self.s = self.log_dummy - torch.logsumexp(self.f, 0)
-        self.log_plan = scaled + self.g
-        self.plan = torch.exp(self.log_plan)
+        self.plan = torch.exp(scaled + self.g)
         self.row_dummy = torch.exp(self.f + self.s)
         self.rows = self.plan.sum(1) + self.row_dummy
 
@@ -218,7 +220,7 @@ class _Solver:
         factor, info = torch.linalg.cholesky_ex(hessian)
         step = torch.cholesky_solve((self.row - self.rows)[:, None], factor)[:, 0]
         pulled = (self.plan.T @ step) / self.column  # what the columns take back
-        change = (step[:, None] - pulled).masked_fill(self.log_plan < _NEGLIGIBLE, 0.0).amax().clamp_min(0.0)
+        change = (step[:, None] - pulled).masked_fill(self.closed, 0.0).amax().clamp_min(0.0)
         if self.dummy > 0:
             change = torch.maximum(change, (step - (self.row_dummy @ step) / self.dummy).amax())
             change = torch.maximum(change, -pulled.amin())
@@ -288,7 +290,8 @@ def _maximum_mass(allowed: np.ndarray) -> float:
     end = np.concatenate([np.arange(n), n + columns, np.full(m, sink)])
     capacity = np.concatenate([np.full(n, m // unit), np.full(len(rows), min(n, m) // unit), np.full(m, n // unit)])
     graph = csr_array((capacity.astype(np.int32), (start, end)), shape=(n + m + 2, n + m + 2))
-    return float(maximum_flow(graph, source, sink).flow_value) * unit / (n * m)
+    flow = int(maximum_flow(graph, source, sink).flow_value)
+    return float(flow * unit / (n * m))
 
 
 def _wide(matrix: Tensor) -> torch.dtype:
