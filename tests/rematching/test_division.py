@@ -133,6 +133,12 @@ def test_probability_never_rises_with_the_loss(alpha: list[float], beta: list[fl
     assert bool((same[1:] | same[:-1])[falling].all())  # only the rising part is changed
 
 
+def test_losses_next_to_the_least_are_no_likelier_to_match() -> None:
+    losses = torch.tensor([0.0, 1e-52, 0.125, 1.0], dtype=torch.float64)
+    probability = BetaMixture.fit(losses, one_mode="mixture").match_probability(losses)
+    assert bool((probability.diff() <= 1e-12).all())
+
+
 def test_density_integrates_to_the_weights() -> None:
     losses = draws(500, 300, seed=5) * 4 + 2
     mixture = BetaMixture.fit(losses)

@@ -82,7 +82,9 @@ class Batches:
         )
 
 
-def shuffled(rows: NDArray[np.int64], size: int, *, seed: tuple[int, ...], drop_last: bool = True) -> list[NDArray[np.int64]]:
+def shuffled(
+    rows: NDArray[np.int64], size: int, *, seed: tuple[int, ...], drop_last: bool = True
+) -> list[NDArray[np.int64]]:
     """`rows` in batches of `size` in an order that `seed` decides; fewer rows than `size` make one smaller batch."""
     order = rows[np.random.default_rng(seed).permutation(len(rows))]
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -92,7 +94,17 @@ def shuffled(rows: NDArray[np.int64], size: int, *, seed: tuple[int, ...], drop_
 
 
 def cycled(rows: NDArray[np.int64], size: int, *, seed: tuple[int, ...]) -> Iterator[NDArray[np.int64]]:
-    """Batches of `rows` for ever, shuffled anew on every pass."""
+    """Batches of `rows` for ever, shuffled anew on every pass.
+
+    Raises:
+        ValueError: there are no rows, so no batch would ever come.
+    """
+    if not len(rows):
+        raise ValueError("there are no rows to cycle through")
+    return _passes(rows, size, seed)
+
+
+def _passes(rows: NDArray[np.int64], size: int, seed: tuple[int, ...]) -> Iterator[NDArray[np.int64]]:
     turn = 0
     while True:
         yield from shuffled(rows, size, seed=(*seed, turn))

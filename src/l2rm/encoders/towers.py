@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from l2rm.data.vocabulary import PAD
+
 NORM_FLOOR = 1e-8
 
 
@@ -53,6 +55,24 @@ class WordTower(nn.Module):
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
         forward, backward = states.chunk(2, dim=-1)
         return l2_normalise(0.5 * (forward + backward))
+
+
+class BagTower(nn.Module):
+    """Words to vectors of the joint space one by one, without order: an embedding and dropout, nothing else.
+
+    Word vectors keep their length, so that a word can weigh more than another in a mean. Fast, and enough for names.
+    """
+
+    def __init__(self, vocabulary_size: int, embed_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary_size, embed_dim, padding_idx=PAD)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        self.embed.weight.data[PAD] = 0
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(N, L) token ids padded with 0 -> (N, L, D), zero beyond each caption's length."""
+        return self.dropout(self.embed(tokens))
 
 
 class VectorTower(nn.Module):

@@ -167,10 +167,14 @@ class BetaMixture:
             return torch.ones(losses.shape, dtype=dtype, device=losses.device)
         x = _scaled(values, self.lower, self.upper)
         (a0, a1), (b0, b1) = self.alpha.tolist(), self.beta.tolist()
-        # The log-odds turn where (a0 - a1)(1 - x) = (b0 - b1) x, at most once inside (0, 1).
-        if monotone and (a0 - a1) * (b0 - b1) > 0:
-            turn = (a0 - a1) / (a0 - a1 + b0 - b1)
-            x = x.clamp(min=turn) if a0 > a1 else x.clamp(max=turn)
+        if monotone:  # the published scaling moves the least loss past those just above it, and the largest likewise
+            x = x.clamp(_EDGE, 1 - _EDGE)
+            # The log-odds turn where (a0 - a1)(1 - x) = (b0 - b1) x, at most once inside (0, 1).
+            if (a0 - a1) * (b0 - b1) > 0:
+                turn = (a0 - a1) / (a0 - a1 + b0 - b1)
+                x = x.clamp(min=turn) if a0 > a1 else x.clamp(max=turn)
+            elif a0 > a1 or b0 < b1:  # rising all the way: a component sits on losses nearer to the least than the edge
+                x = torch.full_like(x, _EDGE)
         w0, w1 = self.weight.tolist()
         constant = _log(w0) - _log(w1) - float(betaln(a0, b0)) + float(betaln(a1, b1))
         odds = (a0 - a1) * x.log() + (b0 - b1) * torch.log1p(-x) + constant
@@ -211,7 +215,7 @@ class _Data:
 
     def __init__(self, x: Tensor, counts: Tensor) -> None:
         self.x, self.counts = x, counts
-        self.statistics = torch.stack([torch.ones_like(x), x.log(), torch.log1p(-x)], 1)
+        self.statistics = torch.stack([torch.ones_like(x), x.log(), torch.log1p(-x)])
         self.total = float(counts.sum())
 
     def single(self) -> tuple[tuple[float, float, float], float]:
@@ -220,8 +224,8 @@ class _Data:
         Min-max scaling puts the ends of the range at the extreme losses, where a single heap seldom has its own: on
         [0, 1] two components fit any heap better than one. So the single Beta may reach beyond, by `_REACH`.
         """
-        low = [float(self.counts @ (self.x + reach).log()) / self.total for reach in _REACH]
-        high = [float(self.counts @ (1 - self.x + reach).log()) / self.total for reach in _REACH]
+        low = [float((self.counts * (self.x + reach).log()).sum()) / self.total for reach in _REACH]
+        high = [float((self.counts * (1 - self.x + reach).log()).sum()) / self.total for reach in _REACH]
         alpha, beta = _maximise(low[0], high[0], (1.0, 1.0))
         best = -math.inf
         for p, before in zip(low, _REACH, strict=True):
@@ -247,14 +251,15 @@ class _Data:
         rows = [
             [_log(w) - float(betaln(a, b)), a - 1, b - 1] for (a, b), w in zip(state.shapes, state.weight, strict=True)
         ]
-        logs = self.statistics @ torch.tensor(rows, dtype=self.x.dtype, device=self.x.device).T
-        likelihood = float(self.counts @ torch.logaddexp(logs[:, 0], logs[:, 1]))
-        return torch.sigmoid(logs[:, 0] - logs[:, 1]), likelihood
+        _, log_x, log_rest = self.statistics
+        first, second = (constant + a * log_x + b * log_rest for constant, a, b in rows)
+        likelihood = float((self.counts * torch.logaddexp(first, second)).sum())
+        return torch.sigmoid(first - second), likelihood
 
     def maximised(self, low: Tensor, state: _State) -> _State:
         """The likeliest parameters given the responsibilities; `state` is where the search begins."""
         shares = torch.stack([self.counts * low, self.counts * (1 - low)])
-        sums = (shares @ self.statistics).tolist()
+        sums = (shares[:, None] * self.statistics).sum(2).tolist()
         weights = [max(row[0] / self.total, 1e-300) for row in sums]
         shapes = [
             _maximise(row[1] / row[0], row[2] / row[0], shape) if row[0] > 1e-12 * self.total else shape

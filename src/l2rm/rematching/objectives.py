@@ -8,9 +8,14 @@ caption and caption to image, and the two are summed. Hard objectives read the d
 Shapes below: I images, C captions, B of each where the batch is square.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from l2rm.rematching.settings import HardObjective
 
 TARGET_FLOOR = 1e-10
 """Targets are floored here before they are normalised, so that a row without mass becomes uniform, not NaN."""
@@ -71,8 +76,62 @@ def symmetric_cross_entropy(S: Tensor, tau: float = 0.05) -> Tensor:
         True
     """
     log_identity = (torch.eye(len(S), dtype=S.dtype, device=S.device) + REVERSE_FLOOR).log()
-    reverse = sum(-(log_identity * (X / tau).softmax(1)).sum(1).mean() for X in (S, S.T))
-    return 0.5 * (infonce(S, tau) + reverse)
+    reverse_to_caption = -(log_identity * (S / tau).softmax(1)).sum(1).mean()
+    reverse_to_image = -(log_identity * (S.T / tau).softmax(1)).sum(1).mean()
+    return 0.5 * (infonce(S, tau) + reverse_to_caption + reverse_to_image)
+
+
+def named(name: HardObjective, *, margin: float, tau: float) -> Callable[[Tensor], Tensor]:
+    """The objective for given pairs that a configuration names, with its parameter filled in: `S (B, B)` to a scalar.
+
+    Example:
+        >>> named("max_violation", margin=0.5, tau=0.05)(torch.zeros(2, 2))
+        tensor(2.)
+    """
+    return {
+        "max_violation": partial(max_violation, margin=margin),
+        "mean_violation": partial(mean_violation, margin=margin),
+        "infonce": partial(infonce, tau=tau),
+        "symmetric_cross_entropy": partial(symmetric_cross_entropy, tau=tau),
+    }[name]
+
+
+def soft_infonce(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """InfoNCE against soft targets: `mean_i −Σ_j A_ij log P_ij`, with `A` the floored, row-normalised `T`."""
+    return _both_ways(lambda log_a, log_p: -(log_a.exp() * log_p).sum(1).mean(), S, T, tau)
+
+
+def kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """`KL(A‖P)`, the mean over rows, both directions."""
+    return _both_ways(_divergence, S, T, tau)
+
+
+def symmetric_kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """`½ (KL(A‖P) + KL(P‖A))`, the mean over rows, both directions: how L2RM learns from a transport plan `T`.
+
+    Example:
+        >>> symmetric_kl(torch.zeros(2, 3), torch.ones(2, 3))
+        tensor(0.)
+    """
+    return _both_ways(lambda log_a, log_p: 0.5 * (_divergence(log_a, log_p) + _divergence(log_p, log_a)), S, T, tau)
+
+
+def js(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
+    """Jensen–Shannon in the form of the public code, whose divergences are reversed.
+
+    `½ (KL(M‖P) + KL(M‖A))` with `M = ½ (P + A)`; the usual one is `½ (KL(P‖M) + KL(A‖M))`.
+    """
+
+    def one_way(log_a: Tensor, log_p: Tensor) -> Tensor:
+        log_m = (0.5 * (log_a.exp() + log_p.exp())).log()
+        return 0.5 * (_divergence(log_m, log_p) + _divergence(log_m, log_a))
+
+    return _both_ways(one_way, S, T, tau)
+
+
+def _both_ways(one_way: Callable[[Tensor, Tensor], Tensor], S: Tensor, T: Tensor, tau: float) -> Tensor:
+    """`one_way(log A, log P)` for images to captions plus the same for captions to images."""
+    return one_way(_log_targets(T), (S / tau).log_softmax(1)) + one_way(_log_targets(T.T), (S.T / tau).log_softmax(1))
 
 
 def _log_targets(T: Tensor) -> Tensor:
@@ -83,41 +142,3 @@ def _log_targets(T: Tensor) -> Tensor:
 def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
     """`mean_i Σ_j A_ij (log A_ij − log B_ij)`."""
     return F.kl_div(log_b, log_a, log_target=True, reduction="batchmean")
-
-
-def soft_infonce(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
-    """InfoNCE against soft targets: `mean_i −Σ_j A_ij log P_ij`, with `A` the floored, row-normalised `T`."""
-    return sum(
-        (-(_log_targets(t).exp() * (s / tau).log_softmax(1)).sum(1).mean() for s, t in ((S, T), (S.T, T.T))),
-        start=S.new_zeros(()),
-    )
-
-
-def kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
-    """`KL(A‖P)`, the mean over rows, both directions."""
-    return sum(
-        (_divergence(_log_targets(t), (s / tau).log_softmax(1)) for s, t in ((S, T), (S.T, T.T))),
-        start=S.new_zeros(()),
-    )
-
-
-def symmetric_kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
-    """`½ (KL(A‖P) + KL(P‖A))`, the mean over rows, both directions: how L2RM learns from a transport plan `T`."""
-    total = S.new_zeros(())
-    for s, t in ((S, T), (S.T, T.T)):
-        log_a, log_p = _log_targets(t), (s / tau).log_softmax(1)
-        total = total + 0.5 * (_divergence(log_a, log_p) + _divergence(log_p, log_a))
-    return total
-
-
-def js(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
-    """Jensen–Shannon in the form of the public code, whose divergences are reversed.
-
-    `½ (KL(M‖P) + KL(M‖A))` with `M = ½ (P + A)`; the usual one is `½ (KL(P‖M) + KL(A‖M))`.
-    """
-    total = S.new_zeros(())
-    for s, t in ((S, T), (S.T, T.T)):
-        log_a, log_p = _log_targets(t), (s / tau).log_softmax(1)
-        log_m = (0.5 * (log_a.exp() + log_p.exp())).log()
-        total = total + 0.5 * (_divergence(log_m, log_p) + _divergence(log_m, log_a))
-    return total

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+HardObjective = Literal["max_violation", "mean_violation", "infonce", "symmetric_cross_entropy"]
+"""What can be learned from given pairs: the names of `l2rm.rematching.objectives.named`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RematchingConfig:
@@ -28,10 +31,10 @@ class RematchingConfig:
     planted: float = 0.1
     """The cost update plants between 1 and this share of the matched batch's images."""
     queue_size: int = 0
-    """Images that a plan may choose from; 0: the batch's own, as published."""
+    """Images that a plan may choose from, at least as many as a batch has; 0: the batch's own, as published."""
     rematch_weight: float = 1.0
     """Weight of the rematching term beside the matched pairs' triplet loss."""
-    matched_objective: Literal["max_violation", "mean_violation", "infonce", "symmetric_cross_entropy"] = "max_violation"
+    matched_objective: HardObjective = "max_violation"
     """What matched pairs teach. max_violation: the hardest negative, as published."""
     matched_above: float = 0.5
     """Pairs whose match probability is above this are taken as matched."""

@@ -15,19 +15,30 @@ from l2rm.similarity.model import RetrievalModel
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step found: `loss` to be differentiated, its terms, the plan, and the images (ids) of the plan's rows."""
+    """What one step found.
+
+    `loss` to be differentiated; its `terms` by name (and what the cost update lowered); the `plan`, with `candidates`,
+    the image (id) of each of its rows; both None where nothing was rematched.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    plan: TransportPlan | None
-    candidates: Tensor
+    plan: TransportPlan | None = None
+    candidates: Tensor | None = None
 
 
 class RematchingStep:
     """One step of L2RM on a matched and a mismatched batch (L2RM, CVPR 2024; the stages in the order of the paper).
 
     `loss = max_violation(S_matched) + symmetric_kl(S_mismatched, plan)`, the plan by masked partial transport at the
-    learned cost. The queue holds images beyond the mismatched batch's own that captions may be rematched to.
+    learned cost. The queue (image ids) holds images beyond the mismatched batch's own that captions may be rematched
+    to. A mismatched batch that cannot exchange as much as the plan should carry, because too many of its captions are
+    given one image, is left out, and so is None: the matched pairs then teach alone.
+
+    Example:
+        >>> step = RematchingStep(model, cost, cost_optimiser, RematchingConfig())  # doctest: +SKIP
+        >>> result = step(batches, matched, mismatched, queue)  # doctest: +SKIP
+        >>> result.loss.backward()  # doctest: +SKIP
     """
 
     def __init__(
@@ -37,26 +48,33 @@ class RematchingStep:
         self.cost = cost
         self.cost_optimiser = cost_optimiser
         self.config = config
-        self.matched_objective = getattr(objectives, config.matched_objective)
-        self.matched_parameter = {"margin": config.margin} if "violation" in config.matched_objective else {"tau": config.tau}
+        self.matched_objective = objectives.named(config.matched_objective, margin=config.margin, tau=config.tau)
 
     def __call__(self, batches: Batches, matched: Batch, mismatched: Batch | None, queue: Tensor) -> StepResult:
         S = self.model(matched.images, matched.captions, matched.lengths)
-        terms = {"matched": self.matched_objective(S, **self.matched_parameter)}
-        if mismatched is None:  # nothing is suspect: the matched pairs teach alone
-            return StepResult(loss=terms["matched"], terms=terms, plan=None, candidates=matched.image_ids)
+        terms = {"matched": self.matched_objective(S)}
+        if mismatched is None:
+            return StepResult(loss=terms["matched"], terms=terms)
+        candidates = torch.cat([mismatched.image_ids, queue])
+        forbidden = self.forbidden(candidates, mismatched.image_ids)
+        if capacity(forbidden) < self.config.mass:
+            return StepResult(loss=terms["matched"], terms=terms)
 
         terms["cost"] = self.update_cost(matched)
-        candidates = torch.cat([mismatched.image_ids, queue])
-        images = torch.cat([mismatched.images, batches.images(queue.cpu().numpy())]) if len(queue) else mismatched.images
+        images = mismatched.images
+        if len(queue):
+            images = torch.cat([images, batches.images(queue.cpu().numpy())])
         S = self.model(images, mismatched.captions, mismatched.lengths)
-        plan = self.rematch(S, candidates, mismatched.image_ids)
+        plan = self.rematch(S, forbidden)
         terms["rematched"] = objectives.symmetric_kl(S, plan.matrix, self.config.tau)
         loss = terms["matched"] + self.config.rematch_weight * terms["rematched"]
         return StepResult(loss=loss, terms=terms, plan=plan, candidates=candidates)
 
     def update_cost(self, matched: Batch) -> Tensor:
-        """Plant a few matched images among the rows and lower what the cost charges for their own captions."""
+        """Lower what the cost charges a few matched images for their own captions; returns what it was.
+
+        The retrieval model is in evaluation mode meanwhile and learns nothing from this.
+        """
         most = max(1, int(self.config.planted * len(matched)))
         count = int(torch.randint(1, most + 1, ()))
         own = torch.randperm(len(matched))[:count].to(matched.images.device)
@@ -67,13 +85,15 @@ class RematchingStep:
         self.cost_optimiser.step()
         return loss.detach()
 
-    @torch.no_grad()
-    def rematch(self, S: Tensor, candidates: Tensor, given: Tensor) -> TransportPlan:
-        """The plan from candidate images (rows) to captions (columns) that leaves no caption with its given image."""
+    def forbidden(self, candidates: Tensor, given: Tensor) -> Tensor:
+        """Which cells (candidate images, captions) the plan may not use, for the images that captions are given."""
         if self.config.forbid == "image":
-            forbidden = candidates[:, None] == given[None, :]
-        else:
-            forbidden = torch.eye(*S.shape, dtype=torch.bool, device=S.device)
+            return candidates[:, None] == given[None, :]
+        return torch.eye(len(candidates), len(given), dtype=torch.bool, device=given.device)
+
+    @torch.no_grad()
+    def rematch(self, S: Tensor, forbidden: Tensor) -> TransportPlan:
+        """The plan from candidate images (rows) to captions (columns), at the learned cost of `S`; no gradient."""
         return partial_transport(
             self.cost(S.detach()).clamp(min=COST_FLOOR),
             mass=self.config.mass,
@@ -82,3 +102,18 @@ class RematchingStep:
             tolerance=self.config.tolerance,
             max_iterations=self.config.max_iterations,
         )
+
+
+def capacity(forbidden: Tensor) -> float:
+    """The mass that uniform rows and columns can exchange where images are forbidden to their own captions.
+
+    The tightest cut keeps one image's rows with its captions: what reaches those captions comes from other rows, and
+    what leaves those rows goes to other captions, `(1 − share of the rows) + (1 − share of the captions)`.
+
+    Example:
+        >>> capacity(torch.tensor([[True, True, False], [True, True, False], [False, False, True]]))
+        0.6666...
+    """
+    rows = forbidden.double().mean(0)
+    captions = torch.stack([(forbidden == column[:, None]).all(0).double().mean() for column in forbidden.T])
+    return float((2 - rows - captions).clamp(max=1).min())

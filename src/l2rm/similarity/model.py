@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from l2rm.data.vocabulary import Vocabulary
-from l2rm.encoders.towers import RegionTower, VectorTower, WordTower
+from l2rm.encoders.towers import BagTower, RegionTower, VectorTower, WordTower
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 
@@ -50,8 +50,10 @@ class RetrievalModel(nn.Module, ABC):
         self.config = config
         self.shape = shape
         self.image_tower = RegionTower(shape.image_dim, config.embed_dim)
-        self.caption_tower: WordTower | VectorTower
-        if shape.vocabulary_size is not None:
+        self.caption_tower: WordTower | BagTower | VectorTower
+        if shape.vocabulary_size is not None and config.caption_tower == "bag":
+            self.caption_tower = BagTower(shape.vocabulary_size, config.embed_dim, config.dropout)
+        elif shape.vocabulary_size is not None:
             self.caption_tower = WordTower(shape.vocabulary_size, config.word_dim, config.embed_dim, config.dropout)
         elif shape.caption_dim is not None:
             self.caption_tower = VectorTower(shape.caption_dim, config.embed_dim)

@@ -10,10 +10,12 @@ class ModelConfig:
 
     similarity: Literal["cosine", "sgr"] = "sgr"
     """cosine: two pooled towers, fast. sgr: similarity graph reasoning over regions and words, accurate."""
+    caption_tower: Literal["gru", "bag"] = "gru"
+    """How captions given as words are read. gru: in order, each word in its context. bag: word by word, much faster."""
     embed_dim: int = 1024
     """Dimension D of the joint space."""
     word_dim: int = 300
-    """Dimension of a word embedding."""
+    """Dimension of a word embedding (gru)."""
     similarity_dim: int = 256
     """Dimension of a similarity vector (sgr)."""
     graph_steps: int = 3
