@@ -15,6 +15,7 @@ from l2rm.auditing.evidence import gather_evidence
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
+from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
 from l2rm.files import written_whole
@@ -128,6 +129,24 @@ class Audit:
             if not existed and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         return folder
+
+
+def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any) -> Audit:
+    """Judge every pair by a trained model, or by the mean similarity of several: `audit_scores` of their scores.
+
+    Args:
+        pairs: images and captions as given. Where they have no features, their images are encoded.
+        model: one model or several.
+        progress: tell on standard error how far it is.
+        options: thresholds and the like, as in `audit_scores`.
+
+    Raises:
+        InputError: features that the model cannot take or that are not finite, and what `audit_scores` refuses.
+
+    Example:
+        >>> audit(noisy.pairs, run.model).to_html("report.html")  # doctest: +SKIP
+    """
+    return audit_scores(model_scores(model, pairs, progress=progress), pairs, progress=progress, **options)
 
 
 def audit_scores(

@@ -5,13 +5,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from l2rm.data.vocabulary import PAD
+from l2rm.errors import InputError
 
 NORM_FLOOR = 1e-8
 
 
 def l2_normalise(x: Tensor, dim: int = -1) -> Tensor:
     """`x / (‖x‖₂ + 1e-8)` along `dim`: a zero vector stays zero."""
-    return x / (torch.linalg.vector_norm(x, dim=dim, keepdim=True) + NORM_FLOOR)
+    length: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / (length + NORM_FLOOR)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -48,8 +50,14 @@ class WordTower(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(word_dim, embed_dim, batch_first=True, bidirectional=True)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """(N, L) token ids padded with 0, (N,) lengths -> (N, L, D), zero beyond each caption's length."""
+    def forward(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """(N, L) token ids padded with 0, (N,) lengths -> (N, L, D), zero beyond each caption's length.
+
+        Raises:
+            InputError: no lengths.
+        """
+        if lengths is None:
+            raise InputError("captions: token ids come with the length of each caption; give lengths (M,)")
         words = self.dropout(self.embed(tokens))
         packed = pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
@@ -72,7 +80,8 @@ class BagTower(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(N, L) token ids padded with 0 -> (N, L, D), zero beyond each caption's length."""
-        return self.dropout(self.embed(tokens))
+        words: Tensor = self.dropout(self.embed(tokens))
+        return words
 
 
 class VectorTower(nn.Module):

@@ -34,4 +34,5 @@ def known_match_loss(cost: nn.Module, S: Tensor, own: Tensor) -> Tensor:
     `S (k, captions)`: similarities of k planted images to the captions of their batch; `own (k,)`: the caption that
     each one matches. The images that the public code leaves beside the planted ones never enter this sum.
     """
-    return cost(S).gather(1, own[:, None]).sum()
+    costs: Tensor = cost(S)
+    return costs.gather(1, own[:, None]).sum()

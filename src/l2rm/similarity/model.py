@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.encoders.towers import BagTower, RegionTower, VectorTower, WordTower
+from l2rm.errors import InputError
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 
@@ -80,6 +81,14 @@ class RetrievalModel(nn.Module, ABC):
     def similarity(self, images: Tensor, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Similarities (N, M) in evaluation mode, without gradient, on the model's device.
 
+        Args:
+            images: (N, R, F) or (N, F) features.
+            captions: (M, L) token ids padded with 0, or (M, F) caption embeddings.
+            lengths: (M,) words a caption, for token ids.
+
+        Raises:
+            InputError: token ids without lengths.
+
         Example:
             >>> model = build_model(ModelConfig(similarity="cosine", embed_dim=8),
             ...                     DataShape(image_dim=5, regions=4, vocabulary_size=9))
@@ -88,7 +97,7 @@ class RetrievalModel(nn.Module, ABC):
         """
         device = next(self.parameters()).device
         with evaluating(self):
-            return self(images.to(device), captions.to(device), lengths)
+            return self.forward(images.to(device), captions.to(device), lengths)
 
 
 class evaluating:  # noqa: N801 - reads as a phrase: `with evaluating(model):`
@@ -106,8 +115,15 @@ class evaluating:  # noqa: N801 - reads as a phrase: `with evaluating(model):`
 
 
 def build_model(config: ModelConfig, shape: DataShape) -> RetrievalModel:
-    """The model that `config` names, with fresh weights from torch's global generator."""
+    """The model that `config` names, with fresh weights from torch's global generator.
+
+    Raises:
+        InputError: no similarity has that name.
+    """
     from l2rm.similarity.cosine import Cosine
     from l2rm.similarity.sgraf import SGR
 
-    return {"cosine": Cosine, "sgr": SGR}[config.similarity](config, shape)
+    kinds: dict[str, type[RetrievalModel]] = {"cosine": Cosine, "sgr": SGR}
+    if config.similarity not in kinds:
+        raise InputError(f"similarity: {config.similarity!r} is unknown; take one of {', '.join(kinds)}")
+    return kinds[config.similarity](config, shape)

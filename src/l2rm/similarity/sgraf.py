@@ -70,9 +70,9 @@ class GraphStep(nn.Module):
 class SGR(RetrievalModel):
     """A pair's score by reasoning over a graph of similarity vectors: one of the whole pair, one of each word.
 
-    Word `w` attends to the regions, `a = leaky_relu(v·w, 0.1)`, l2 over words, softmax over regions of `9a`; the node is
-    `l2(W (context − w)² + b)`. The whole pair's node does the same with the two global vectors, goes first, and after
-    the graph steps is the score: `sigmoid(linear)`.
+    Word `w` attends to the regions, `a = leaky_relu(v·w, 0.1)`, l2 over words, softmax over regions of `9a`; its node
+    is `l2(W (context − w)² + b)`. The whole pair's node does the same with the two global vectors, goes first, and
+    after the graph steps is the score: `sigmoid(linear)`.
     """
 
     range = (0.0, 1.0)
@@ -110,7 +110,8 @@ class SGR(RetrievalModel):
 
     def _score_group(self, images: Encoded, captions: Encoded, length: int) -> Tensor:
         """Scores (N, C) of captions of one length."""
-        assert images.local is not None and captions.local is not None
+        assert images.local is not None
+        assert captions.local is not None
         words = captions.local[:, :length]
         if torch.is_grad_enabled():
             return self._score_chunk(images.whole, images.local, captions.whole, words)
@@ -123,7 +124,7 @@ class SGR(RetrievalModel):
         )
 
     def _score_chunk(self, image_ND: Tensor, region_NRD: Tensor, caption_CD: Tensor, word_CLD: Tensor) -> Tensor:
-        (N, D), (C, L, _) = image_ND.shape, word_CLD.shape
+        N, (C, L, _) = len(image_ND), word_CLD.shape
         context = attend(region_NRD, word_CLD)
         local = l2_normalise(self.local_node((context - word_CLD) ** 2))
         whole = l2_normalise(self.global_node((image_ND[:, None] - caption_CD) ** 2))

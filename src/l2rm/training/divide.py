@@ -50,10 +50,27 @@ def divide(
     seed: tuple[int, ...],
     previous: NDArray[np.float32] | None = None,
 ) -> Division:
-    """Losses in evaluation mode over shuffled batches (the last, smaller one is kept), then the Beta mixture."""
+    """Losses in evaluation mode over shuffled batches (the last, smaller one is kept), then the Beta mixture.
+
+    A pair left over alone joins the batch before it: without another pair to be told from, its loss would be 0.
+
+    Args:
+        model: what is to be asked; its mode is left as it was.
+        batches: all training pairs.
+        config: `margin`, `one_mode`, `monotone` and `smoothing` count here.
+        batch_size: pairs a batch.
+        seed: rules which pairs share a batch.
+        previous: match probabilities of the division before, for `config.smoothing`.
+
+    Raises:
+        InputError: a loss is not finite.
+    """
+    parts = shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False)
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
     losses = torch.empty(len(batches))
     with torch.no_grad(), evaluating(model):
-        for rows in shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False):
+        for rows in parts:
             batch = batches.batch(rows)
             losses[rows] = pair_loss(model(batch.images, batch.captions, batch.lengths), config.margin).float().cpu()
     mixture = BetaMixture.fit(losses, one_mode=config.one_mode)

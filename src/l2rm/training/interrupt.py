@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """A signal asked the run to stop; it was saved and can be resumed. `signal` is its number."""
 
     def __init__(self, number: int) -> None:

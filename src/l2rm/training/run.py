@@ -1,6 +1,7 @@
 """The RUN folder: what a training run leaves behind, and how it is read again."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import socket
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -21,8 +22,11 @@ from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.settings import TrainConfig
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 FORMAT = 1
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +52,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """Write a .jsonl file, whole or not at all."""
     with written_whole(path) as beside:
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def write_record(folder: Path, config: TrainConfig, shape: DataShape, **facts: Any) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise InputError(f"{path}: format {record['format']}, this version reads {FORMAT}; train again or upgrade")
+        _ = record["config"], record["shape"]
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
@@ -99,12 +104,15 @@ def config_from(kind: type[Config], values: dict[str, Any], where: Path) -> Conf
     """A configuration dataclass from its saved form, nested ones included.
 
     Raises:
-        InputError: a key that this version does not know.
+        InputError: a key that this version does not know, or one that is missing.
     """
     hints = get_type_hints(kind)
     unknown = values.keys() - hints.keys()
     if unknown:
         raise InputError(f"{where}: unknown key {min(unknown)!r}; it was written by another version of l2rm")
+    wanted = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)} - values.keys()
+    if wanted:
+        raise InputError(f"{where}: no key {min(wanted)!r}; it was written by another version of l2rm")
     return kind(
         **{
             name: config_from(hints[name], value, where) if dataclasses.is_dataclass(hints[name]) else value
@@ -113,11 +121,15 @@ def config_from(kind: type[Config], values: dict[str, Any], where: Path) -> Conf
     )
 
 
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     """Read a RUN folder: its configuration and its best model, in evaluation mode on `device`.
 
     Raises:
-        InputError: no RUN folder, an unfinished run, or files that do not belong together; names the file.
+        InputError: no RUN folder, a run without a first epoch, or files that do not belong together; names the file.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -150,40 +162,35 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> RetrievalMod
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; a lock left by a dead process of this machine is taken over.
+    """Hold the folder (made if there is none) for this process, by a lock that the system drops when the process dies.
 
     Raises:
         InputError: a living process trains in this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / "lock"
-    me = {"pid": os.getpid(), "host": socket.gethostname()}
+    path = folder / "lock"
     while True:
-        try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            break
-        except FileExistsError:
-            if _alive(lock):
-                raise InputError(
-                    f"{lock}: another process is training there; wait for it, or delete the file if none is"
-                ) from None
-            lock.unlink(missing_ok=True)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(me, file)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise InputError(f"{folder}: {owner} is training there; wait for it, or choose another --out") from None
+            if not _is(file.fileno(), path):  # the one before took its file away after we had opened it
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
-def _alive(lock: Path) -> bool:
+def _is(descriptor: int, path: Path) -> bool:
     try:
-        owner = json.loads(lock.read_text())
-        if owner["host"] != socket.gethostname():
-            return True  # it cannot be asked from here
-        os.kill(owner["pid"], 0)
-    except (ProcessLookupError, FileNotFoundError, ValueError, KeyError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
         return False
-    except PermissionError:
-        return True
-    return True

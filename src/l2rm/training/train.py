@@ -1,10 +1,12 @@
 """`train`: pairs in, a RUN folder out."""
 
 import dataclasses
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,34 @@ from l2rm.errors import InputError
 from l2rm.files import written_whole
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
+from l2rm.training.check import check_config, check_data, check_same_run
 from l2rm.training.divide import divide
-from l2rm.training.run import Run, config_from, load_run, locked, read_lines, read_record, write_lines, write_record
+from l2rm.training.run import Run, load_run, locked, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
-from l2rm.training.state import seed_everything
 from l2rm.training.trainer import Trainer
 
 log = logging.getLogger("l2rm")
 FINAL_DIVISION = (3,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """All that `train` was asked for, checked and completed."""
+
+    pairs: Pairs
+    dev: Pairs
+    config: TrainConfig
+    out: Path
+    vocabulary: Vocabulary | None
+    shape: DataShape
+    facts: dict[str, Any]
+    device: torch.device
+    resume: bool
+    progress: bool
+
+    def record(self, **more: Any) -> dict[str, Any]:
+        """Write `config.json`."""
+        return write_record(self.out, self.config, self.shape, **self.facts, **more)
 
 
 def train(
@@ -45,15 +67,18 @@ def train(
     Args:
         pairs: with features; their truth, if known, is read by `oracle` and for metrics only.
         dev: pairs of other images.
-        out: the RUN folder, new or empty unless `resume`.
+        config: the method, what the model is made of, and the schedule.
+        out: the RUN folder; one that holds a run already only with `resume`.
         vocabulary: how to read captions; built from `pairs` and `dev` if left out.
         facts: what else `config.json` should tell (where the data came from, say).
-        resume: go on with the run in `out`; a finished one is loaded and returned.
+        resume: go on with the run in `out`; a finished one is loaded and returned. Where there is none, it begins.
+        progress: whether to draw progress bars on a terminal.
 
     Raises:
-        InputError: a folder that is taken, data that do not fit, `oracle` without truth, another configuration than
-            the run to be resumed has.
+        InputError: a folder that is taken, data that do not fit, `oracle` without truth, another configuration or
+            other pairs than the run to be resumed has.
         Interrupted: a signal asked to stop; the run was saved.
+        RuntimeError: training failed: a gradient that is not finite, or a division that leaves nothing to learn from.
 
     Example:
         >>> run = train(noisy.pairs, dev, TrainConfig(method="l2rm"), out="runs/mine")  # doctest: +SKIP
@@ -61,15 +86,41 @@ def train(
         312.4
     """
     out = Path(out)
-    _check(pairs, dev, config)
+    check_config(config)
+    check_data(pairs, dev, config, vocabulary)
+    device = pick_device(config.device)
+    refuse_taken(out, resume=resume)
+    if vocabulary is None and pairs.caption_features is None:
+        vocabulary = Vocabulary.build(
+            (*pairs.captions, *dev.captions), tokeniser=config.model.tokeniser, min_count=config.model.min_word_count
+        )
+    return _train(
+        _Job(
+            pairs=pairs,
+            dev=dev,
+            config=config,
+            out=out,
+            vocabulary=vocabulary,
+            shape=data_shape(pairs, vocabulary),
+            facts={**(facts or {}), "pairs": len(pairs), "images": pairs.n_images, "fingerprint": fingerprint(pairs)},
+            device=device,
+            resume=resume,
+            progress=progress,
+        )
+    )
+
+
+def refuse_taken(out: str | Path, *, resume: bool) -> None:
+    """Refuse a folder that holds a run already; `train` does so too, this is for asking before the data are read.
+
+    Raises:
+        InputError: there is a run and it is not to be resumed, or a file has that name.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose another --out")
     if (out / "config.json").exists() and not resume:
         raise InputError(f"{out}: there is a run already; go on with --resume, or choose another --out")
-    with locked(out), _logged(out / "log.txt"):
-        if resume and (finished := _finished(out, config)):
-            return finished
-        if config.method in CANDIDATES and config.objective == "auto":
-            return _best_candidate(pairs, dev, config, out, vocabulary, facts or {}, resume, progress)
-        return _train_one(pairs, dev, config, out, vocabulary, facts or {}, resume, progress)
 
 
 def pick_device(name: str) -> torch.device:
@@ -86,79 +137,6 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device: {name!r} is not to be had here ({str(error).splitlines()[0]}); try auto") from error
 
 
-def _check(pairs: Pairs, dev: Pairs, config: TrainConfig) -> None:
-    for part in (pairs, dev):
-        for features in (part.features, part.caption_features):
-            if features is not None:
-                features.check()
-    if pairs.features is None or dev.features is None:
-        raise InputError(f"{pairs.source}: no image features; encode the images first")
-    if pairs.features.shape[1:] != dev.features.shape[1:]:
-        raise InputError(
-            f"{dev.source}: features {dev.features.shape[1:]} in dev, {pairs.features.shape[1:]} in train; "
-            "make both with the same encoder"
-        )
-    if len(pairs) < 2 or pairs.n_images < 2:
-        raise InputError(f"{pairs.source}: {len(pairs)} training pairs; at least two pairs of two images are needed")
-    if config.method == "oracle" and pairs.is_mismatched is None:
-        raise InputError(
-            f"{pairs.source}: method oracle learns from truly matched pairs only, and which they are is not known; "
-            "give --mismatch INDEX.npy, or a table with a column true_image"
-        )
-    if min(config.epochs, config.batch_size - 1, config.decay_every) < 1:
-        raise InputError("configuration: at least one epoch, two pairs a batch and one epoch to a decay are needed")
-
-
-def _finished(out: Path, config: TrainConfig) -> Run | None:
-    """The run in `out` if it has ended; an error if it is another run than the one asked for."""
-    if not (out / "config.json").exists():
-        return None
-    record = read_record(out)
-    saved = config_from(TrainConfig, record["config"], out / "config.json")
-    if record.get("finished") and config.objective == "auto":
-        saved = dataclasses.replace(saved, objective="auto")
-    for field in dataclasses.fields(TrainConfig):
-        was, now = getattr(saved, field.name), getattr(config, field.name)
-        if was != now and field.name not in ("device", "save_seconds"):
-            raise InputError(f"{out}: {field.name} was {was} and is now {now}; resume a run as it was started")
-    if not record.get("finished"):
-        return None
-    log.info("%s: the run is finished, nothing is left to do", out)
-    return load_run(out)
-
-
-def _train_one(
-    pairs: Pairs,
-    dev: Pairs,
-    config: TrainConfig,
-    out: Path,
-    vocabulary: Vocabulary | None,
-    facts: dict[str, Any],
-    resume: bool,
-    progress: bool,
-) -> Run:
-    if pairs.caption_features is None and vocabulary is None:
-        vocabulary = Vocabulary.build(
-            (*pairs.captions, *dev.captions), tokeniser=config.model.tokeniser, min_count=config.model.min_word_count
-        )
-    if vocabulary is not None:
-        vocabulary.write(out / "vocabulary.json")
-    shape = data_shape(pairs, vocabulary)
-    facts = {**facts, "pairs": len(pairs), "images": pairs.n_images}
-    write_record(out, config, shape, **facts, finished=False)
-
-    seed_everything(config.seed)
-    model = build_model(config.model, shape).to(pick_device(config.device))
-    model.vocabulary = vocabulary
-    trainer = Trainer(model, pairs, dev, config, out, progress=progress)
-    trainer.fit(resume=resume)
-
-    run = load_run(out, next(model.parameters()).device)
-    _write_pairs(out, pairs, trainer, run.model)
-    record = write_record(out, config, shape, **facts, best=trainer.state["best"], finished=True)
-    return dataclasses.replace(run, record=record)
-
-
 def data_shape(pairs: Pairs, vocabulary: Vocabulary | None) -> DataShape:
     """What these data decide about a model."""
     assert pairs.features is not None
@@ -170,12 +148,48 @@ def data_shape(pairs: Pairs, vocabulary: Vocabulary | None) -> DataShape:
     )
 
 
-def _write_pairs(out: Path, pairs: Pairs, trainer: Trainer, model: RetrievalModel) -> None:
+def fingerprint(pairs: Pairs) -> str:
+    """Tells these pairs from others: captions, images, and which caption is given which image."""
+    digest = hashlib.sha256(np.ascontiguousarray(pairs.image_of, dtype=np.int64).tobytes())
+    for text in (*pairs.images, *pairs.captions):
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _train(job: _Job) -> Run:
+    with locked(job.out), _logged(job.out / "log.txt"):
+        if job.resume and (job.out / "config.json").exists():
+            record = read_record(job.out)
+            check_same_run(job.out, record, job.config, job.facts["fingerprint"])
+            if record.get("finished"):
+                log.info("%s: the run is finished, nothing is left to do", job.out)
+                return load_run(job.out, job.device)
+        if job.vocabulary is not None:
+            job.vocabulary.write(job.out / "vocabulary.json")
+        job.record(finished=False)
+        if job.config.objective == "auto" and job.config.method in CANDIDATES:
+            return _best_candidate(job)
+        return _train_one(job)
+
+
+def _train_one(job: _Job) -> Run:
+    """Train by a single objective."""
+    torch.manual_seed(job.config.seed)
+    model = build_model(job.config.model, job.shape).to(job.device)
+    model.vocabulary = job.vocabulary
+    trainer = Trainer(model, job.pairs, job.dev, job.config, job.out, progress=job.progress)
+    trainer.fit(resume=job.resume)
+    best = load_run(job.out, job.device)
+    _write_pairs(job.out, trainer, best.model)
+    return dataclasses.replace(best, record=job.record(best=trainer.state["best"], finished=True))
+
+
+def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
     """`pairs.parquet`: what the best model thinks of every training pair, and the last rematch of each."""
-    trainer.batches.device = next(model.parameters()).device
-    settings, size = trainer.config.rematching, trainer.config.batch_size
-    division = divide(model, trainer.batches, settings, batch_size=size, seed=(trainer.config.seed, *FINAL_DIVISION))
-    rematch = trainer.state["rematch_image"].cpu().numpy()
+    pairs, config = trainer.batches.pairs, trainer.config
+    seed = (config.seed, *FINAL_DIVISION)
+    division = divide(best, trainer.batches, config.rematching, batch_size=config.batch_size, seed=seed)
+    rematch = trainer.state["rematch_image"].tolist()
     table = pa.table(
         {
             "pair_id": pairs.pair_ids,
@@ -190,40 +204,25 @@ def _write_pairs(out: Path, pairs: Pairs, trainer: Trainer, model: RetrievalMode
         pq.write_table(table, beside)
 
 
-def _best_candidate(
-    pairs: Pairs,
-    dev: Pairs,
-    config: TrainConfig,
-    out: Path,
-    vocabulary: Vocabulary | None,
-    facts: dict[str, Any],
-    resume: bool,
-    progress: bool,
-) -> Run:
-    """Train with each candidate objective in `candidates/`; the best on dev becomes the run."""
-    if not (out / "config.json").exists():
-        write_record(out, config, data_shape(pairs, vocabulary), **facts, finished=False)
+def _best_candidate(job: _Job) -> Run:
+    """Train by each candidate objective in `candidates/`; the files of the best on dev become the run's own."""
     runs = {}
-    for objective in CANDIDATES[config.method]:
-        log.info("%s by %s", config.method, objective)
-        one = dataclasses.replace(config, objective=objective)
-        folder = out / "candidates" / objective
-        runs[objective] = train(
-            pairs, dev, one, folder, vocabulary=vocabulary, facts=facts, resume=resume, progress=progress
-        )
+    for objective in CANDIDATES[job.config.method]:
+        log.info("%s by %s", job.config.method, objective)
+        folder = job.out / "candidates" / objective
+        config = dataclasses.replace(job.config, objective=objective)
+        runs[objective] = _train(dataclasses.replace(job, config=config, out=folder))
     rsums = {objective: run.record["best"]["rsum"] for objective, run in runs.items()}
     chosen = max(rsums, key=lambda objective: rsums[objective])
-    log.info("%s: %s is the best on dev (%s)", config.method, chosen, ", ".join(f"{k} {v:.1f}" for k, v in rsums.items()))
+    told = ", ".join(f"{objective} {rsum:.1f}" for objective, rsum in rsums.items())
+    log.info("%s: %s is the best on dev (%s)", job.config.method, chosen, told)
     best = runs[chosen]
-    for name in ("model.safetensors", "vocabulary.json", "pairs.parquet"):
-        if (best.folder / name).exists():
-            with written_whole(out / name) as beside:
-                shutil.copyfile(best.folder / name, beside)
-    write_lines(out / "metrics.jsonl", [line for run in runs.values() for line in read_lines(run.folder / "metrics.jsonl")])
-    shape = config_from(DataShape, best.record["shape"], best.folder / "config.json")
-    facts = {**facts, "pairs": len(pairs), "images": pairs.n_images, "candidates": rsums}
-    record = write_record(out, best.config, shape, **facts, best=best.record["best"], finished=True)
-    return Run(folder=out, config=best.config, model=best.model, record=record)
+    for name in ("model.safetensors", "metrics.jsonl", "pairs.parquet"):
+        with written_whole(job.out / name) as beside:
+            shutil.copyfile(best.folder / name, beside)
+    job = dataclasses.replace(job, config=best.config)
+    record = job.record(candidates=rsums, best=best.record["best"], finished=True)
+    return dataclasses.replace(best, folder=job.out, record=record)
 
 
 @contextmanager

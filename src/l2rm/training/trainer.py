@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from l2rm.errors import InputError
 from l2rm.evaluation.metrics import evaluate_scores
 from l2rm.rematching import objectives
 from l2rm.rematching.cost import LinearCost
+from l2rm.rematching.settings import HardObjective
 from l2rm.rematching.step import RematchingStep
 from l2rm.rematching.transport import TransportPlan
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.divide import divide
-from l2rm.training.interrupt import Interrupted, interruptible
+from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.run import write_lines, write_model
 from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state, save_state
@@ -34,6 +35,7 @@ ORDER, MISMATCHED, DIVISION = range(3)
 """Streams of random numbers that the batches of one epoch are drawn from, with the seed and the epoch."""
 
 Step = tuple[NDArray[np.int64], NDArray[np.int64] | None]
+"""Rows to learn from as matched, and rows to rematch, if any."""
 
 
 class Trainer:
@@ -81,6 +83,8 @@ class Trainer:
 
         Raises:
             Interrupted: a signal asked to stop; the run was saved.
+            InputError: what was saved is damaged, or is of other pairs.
+            RuntimeError: a gradient or a loss is not finite, or the sample division leaves nothing to learn from.
         """
         if resume:
             self._restore()
@@ -88,6 +92,8 @@ class Trainer:
             while self.state["epoch"] < self.config.epochs:
                 self._train_epoch(interruption)
                 self._end_epoch()
+                if interruption.signal is not None:
+                    raise Interrupted(interruption.signal)
         best = self.state["best"]
         if best["stage"] == "warm-up" and self.config.rematching_epochs:
             log.warning("the best model on dev is of the warm-up (epoch %d): no later epoch beat it", best["epoch"])
@@ -98,7 +104,7 @@ class Trainer:
             return "warm-up"
         return "rematching" if self.config.method == "l2rm" else "training"
 
-    def _train_epoch(self, interruption: Any) -> None:
+    def _train_epoch(self, interruption: Interruption) -> None:
         state, epoch = self.state, self.state["epoch"]
         for optimiser, lr in ((self.optimiser, self.config.lr), (self.cost_optimiser, self.config.rematching.cost_lr)):
             for group in optimiser.param_groups:
@@ -129,20 +135,20 @@ class Trainer:
         state["seconds"] += time.monotonic() - started
 
     def _steps(self, epoch: int) -> tuple[Iterator[Step], int]:
-        """The batches of an epoch, and how many: (rows to learn from as matched, rows to rematch or None)."""
+        """The batches of an epoch, and how many."""
         size, seed = self.config.batch_size, (self.config.seed, epoch)
-        everything = shuffled(self.rows, size, seed=(*seed, ORDER))
+        suspects: Iterator[NDArray[np.int64] | None] = repeat(None)
         if self.stage(epoch) == "rematching":
             matched, mismatched = self._divided()
             batches = shuffled(matched, size, seed=(*seed, ORDER))
-            if len(np.unique(self.batches.pairs.image_of[mismatched])) < 2:  # nothing to exchange
-                return ((batch, None) for batch in batches), len(batches)
-            return zip(batches, cycled(mismatched, size, seed=(*seed, MISMATCHED)), strict=False), len(batches)
-        if self.config.method == "oracle":  # as many gradient steps as with all pairs
-            assert self.truth is not None
-            endless = cycled(self.rows[~self.truth], size, seed=(*seed, ORDER))
-            return ((batch, None) for batch in islice(endless, len(everything))), len(everything)
-        return ((batch, None) for batch in everything), len(everything)
+            if len(np.unique(self.batches.pairs.image_of[mismatched])) > 1:  # else there is nothing to exchange
+                suspects = cycled(mismatched, size, seed=(*seed, MISMATCHED))
+        else:
+            batches = shuffled(self.rows, size, seed=(*seed, ORDER))
+            if self.config.method == "oracle":  # as many gradient steps as with all pairs
+                assert self.truth is not None
+                batches = list(islice(cycled(self.rows[~self.truth], size, seed=(*seed, ORDER)), len(batches)))
+        return zip(batches, suspects, strict=False), len(batches)
 
     def _learn(self, epoch: int, matched: NDArray[np.int64], mismatched: NDArray[np.int64] | None) -> None:
         """One gradient step."""
@@ -151,28 +157,41 @@ class Trainer:
             suspects = None if mismatched is None else self.batches.batch(mismatched)
             result = self.rematching_step(self.batches, batch, suspects, self.state["queue"])
             loss, terms = result.loss, result.terms
-            if suspects is not None and result.plan is not None:
-                self._remember(suspects.rows, result.candidates, result.plan)
+            if suspects is not None:
+                self._count({"transport.skipped": float(result.plan is None)})
                 self.state["queue"] = torch.cat([suspects.image_ids, self.state["queue"]])[: self._queue_extra]
+            if suspects is not None and result.plan is not None and result.candidates is not None:
+                self._remember(suspects.rows, result.candidates, result.plan)
         else:
             loss = self._objective(epoch)(self.model(batch.images, batch.captions, batch.lengths))
             terms = {"loss": loss}
         self.optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if not norm.isfinite():  # before it spoils the model
+            raise RuntimeError(
+                f"epoch {epoch + 1}, step {self.state['step'] + 1}: the gradient is {float(norm)}; "
+                "train with a smaller learning rate"
+            )
         self.optimiser.step()
         self._count({name: value.detach() for name, value in terms.items()})
 
-    def _objective(self, epoch: int) -> Any:
-        settings, name = self.config.rematching, self.config.objective
-        if self.config.method in ("l2rm", "warmup") or (name == "two_stage" and self.stage(epoch) == "warm-up"):
-            name = "symmetric_cross_entropy"
-        elif name == "two_stage":
-            return lambda S: objectives.max_violation(S, settings.margin)
-        if name == "mean_violation":
-            return lambda S: objectives.mean_violation(S, settings.margin)
-        chosen = getattr(objectives, name)
-        return lambda S: chosen(S, settings.tau)
+    def objective(self, epoch: int) -> HardObjective:
+        """What pairs taken as matched teach in an epoch (from 0)."""
+        stage, chosen = self.stage(epoch), self.config.objective
+        if stage == "rematching":
+            return self.config.rematching.matched_objective
+        if stage == "warm-up" or self.config.method == "warmup":
+            return "symmetric_cross_entropy"
+        if chosen == "two_stage":
+            return "max_violation"
+        if chosen == "auto":
+            raise ValueError('a Trainer needs a single objective; `train` tries those that "auto" stands for')
+        return chosen
+
+    def _objective(self, epoch: int) -> Callable[[Tensor], Tensor]:
+        settings = self.config.rematching
+        return objectives.named(self.objective(epoch), margin=settings.margin, tau=settings.tau)
 
     # ------------------------------------------------------------------------------------- division and rematching
 
@@ -205,7 +224,7 @@ class Trainer:
         """Keep for each rematched caption the image that most of it went to, and the share that did."""
         share, row = plan.matrix.max(0)
         index = torch.from_numpy(rows).to(share.device)
-        self.state["rematch_image"][index] = candidates[row]
+        self.state["rematch_image"][index] = torch.where(share > 0, candidates[row], -1)
         self.state["rematch_share"][index] = (share * plan.matrix.shape[1]).float()
         self._count(
             {"transport.mass": plan.mass, "transport.unconverged": float(not plan.converged)}
@@ -227,7 +246,7 @@ class Trainer:
             raise RuntimeError(f"the loss of epoch {epoch + 1} is not finite; train with a smaller learning rate")
         started = time.monotonic()
         dev = evaluate_scores(ModelScores(self.model, self.dev), self.dev.image_of)
-        line: dict[str, Any] = {"epoch": epoch + 1, "stage": self.stage(epoch), "objective": self.config.objective}
+        line: dict[str, Any] = {"epoch": epoch + 1, "stage": self.stage(epoch), "objective": self.objective(epoch)}
         line |= {"lr": self.optimiser.param_groups[0]["lr"], "steps": state["step"], "losses": losses}
         line["division"] = state["division"]
         transport = {name.removeprefix("transport."): mean for name, mean in means.items() if name not in losses}
@@ -252,16 +271,16 @@ class Trainer:
         saved = load_state(self.folder)
         if saved is None:
             return
+        if len(saved["rematch_image"]) != len(self.rows):
+            raise InputError(
+                f"{self.folder}: was trained on {len(saved['rematch_image'])} pairs, not on these "
+                f"{len(self.rows)}; resume with the same data"
+            )
         device = self.state["queue"].device
         for name, part in self._parts().items():
             part.load_state_dict(saved.pop(name))
         for name in ("queue", "rematch_image", "rematch_share"):
             saved[name] = saved[name].to(device)
-        if saved["rematch_image"].shape != self.state["rematch_image"].shape:
-            raise InputError(
-                f"{self.folder}: was trained on {len(saved['rematch_image'])} pairs, not on these "
-                f"{len(self.rows)}; resume with the same data"
-            )
         self.state = saved
         log.info("resumed at epoch %d, step %d", self.state["epoch"] + 1, self.state["step"])
 

@@ -1,0 +1,86 @@
+"""`evaluate`: trained models and pairs in, retrieval metrics out."""
+
+import math
+from collections.abc import Sequence
+
+from l2rm.data.pairs import Pairs
+from l2rm.encoders.image import encode
+from l2rm.errors import InputError
+from l2rm.evaluation.metrics import Metrics, Protocol, evaluate_scores
+from l2rm.evaluation.scores import EnsembleScores, Scores
+from l2rm.similarity.model import RetrievalModel
+from l2rm.similarity.scoring import ModelScores
+
+Models = RetrievalModel | Sequence[RetrievalModel]
+
+
+def evaluate(models: Models, pairs: Pairs, *, protocol: Protocol = "full", progress: bool = False) -> Metrics:
+    """Retrieval metrics of a model, or of an ensemble of models (the mean of their similarities), on some pairs.
+
+    Args:
+        models: one model or several; `Run.model`, or what `load` returns.
+        pairs: with features as the models were trained on. Where pairs have none, their images are encoded.
+        protocol: see `evaluate_scores`.
+        progress: tell on standard error how far it is.
+
+    Raises:
+        InputError: features that the models cannot take or that are not finite, and what `evaluate_scores` refuses.
+
+    Example:
+        >>> evaluate([l2rm.load("runs/1"), l2rm.load("runs/2")], test).rsum  # doctest: +SKIP
+        312.4
+    """
+    return evaluate_scores(
+        model_scores(models, pairs, progress=progress), pairs.image_of, protocol=protocol, progress=progress
+    )
+
+
+def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Scores:
+    """The models' scores of all images of some pairs against all captions, block by block.
+
+    Raises:
+        InputError: no model, or features that a model cannot take or that are not finite.
+    """
+    members = [models] if isinstance(models, RetrievalModel) else list(models)
+    if members and pairs.features is None:
+        pairs = encode(
+            pairs,
+            grid=math.isqrt(members[0].shape.regions),
+            progress=progress,
+            device=next(members[0].parameters()).device,
+        )
+    for features in (pairs.features, pairs.caption_features):
+        if features is not None:
+            features.check()
+    for model in members:
+        _check_fit(model, pairs)
+    scores = [ModelScores(model, pairs) for model in members]
+    return scores[0] if len(scores) == 1 else EnsembleScores(scores)
+
+
+def _check_fit(model: RetrievalModel, pairs: Pairs) -> None:
+    """The model takes such features and such captions."""
+    assert pairs.features is not None
+    shape, features, captions = model.shape, pairs.features, pairs.caption_features
+    if features.dim != shape.image_dim:
+        raise InputError(
+            f"{pairs.source}: image features of {features.dim} dimensions, but the model was trained on "
+            f"{shape.image_dim}; give data with features of the same encoder"
+        )
+    if model.config.similarity != "cosine" and (features.regions or 1) != shape.regions:
+        raise InputError(
+            f"{pairs.source}: {features.regions or 1} regions an image, but the model was trained on {shape.regions}; "
+            "give data with features of the same encoder and grid"
+        )
+    if shape.caption_dim is None and captions is not None:
+        raise InputError(f"{pairs.source}: captions are embeddings, but the model reads words; give captions as text")
+    if shape.caption_dim is not None and captions is None:
+        raise InputError(
+            f"{pairs.source}: captions are words, but the model takes embeddings of {shape.caption_dim} dimensions; "
+            "give images.npy,captions.npy"
+        )
+    if captions is not None and captions.dim != shape.caption_dim:
+        raise InputError(
+            f"{pairs.source}: caption embeddings of {captions.dim} dimensions, but the model was trained on "
+            f"{shape.caption_dim}; give embeddings of the same encoder"
+        )

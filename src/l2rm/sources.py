@@ -1,0 +1,382 @@
+"""From DATA, as a command names it, to pairs with features. Imports no torch before features are to be made."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2rm.data.formats import BUILT_IN, DEV_SHARE, SPLIT_NAMES, TEST_SHARE, read_pairs, read_splits
+from l2rm.data.mismatch import Mismatched, inject_mismatches, read_index, recognise_level, write_index
+from l2rm.data.pairs import Pairs
+from l2rm.data.tables import SUFFIXES
+from l2rm.errors import InputError
+from l2rm.training.settings import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+TRAIN, DEV = "train", "dev"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How images become features, where DATA are images."""
+
+    name: str = "efficientnet-lite0"
+    grid: int = 6
+    """Cells along each side of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What pairs to read, and how.
+
+    Attributes:
+        source: a precomp folder, a table, `images.npy,captions.npy` or `openmoji:`; see `read_pairs`.
+        image_root: folder that a table's image paths start from; None for the table's own.
+        seed: draws the 90/5/5 split of a source that has none; None where several runs drew different ones.
+        skip_bad: leave bad rows out and name them in warnings.
+        mismatch: an index file that says which image each caption is given. It counts the captions of the split that
+            it mismatches; where the source has no splits of its own, all captions, whichever seed splits them.
+        encoder: makes the features of images.
+    """
+
+    source: str
+    image_root: Path | None = None
+    seed: int | None = 0
+    skip_bad: bool = False
+    mismatch: Path | None = None
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    @property
+    def is_folder(self) -> bool:
+        """The source is a precomp folder."""
+        return Path(self.source).is_dir()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """What a run learns from and is chosen on.
+
+    Attributes:
+        train, dev: with features; `train` is mismatched where that was asked for.
+        sizes: (images, captions) of every split of the source.
+        level, ratio: at which level, and to what share, `train` is known to be mismatched; None where that is unknown.
+        facts: all this for `config.json`.
+    """
+
+    train: Pairs
+    dev: Pairs
+    sizes: dict[str, tuple[int, int]]
+    level: str | None
+    ratio: float | None
+    facts: dict[str, Any]
+
+
+def open_splits(
+    source: str | Path, *, image_root: str | Path | None = None, seed: int = 0, skip_bad: bool = False
+) -> dict[str, Pairs]:
+    """Every split of a source by name, without features where DATA are images: `l2rm.data.formats.read_splits`."""
+    return read_splits(source, image_root=image_root, seed=seed, skip_bad=skip_bad)
+
+
+def with_features(
+    pairs: Pairs,
+    encoder: EncoderConfig,
+    *,
+    skip_bad: bool = False,
+    progress: bool = True,
+    device: "torch.device | str" = "cpu",
+) -> Pairs:
+    """The pairs with features: their own where they have any, else the encoder's (cached).
+
+    Raises:
+        InputError: an image that does not decode (without `skip_bad`), no such encoder.
+    """
+    if pairs.features is not None:
+        return pairs
+    from l2rm.encoders.image import encode
+
+    return encode(pairs, encoder=encoder.name, grid=encoder.grid, skip_bad=skip_bad, progress=progress, device=device)
+
+
+def open_training(data: DataConfig, *, progress: bool = True, device: "torch.device | str" = "cpu") -> TrainingData:
+    """Read and encode what a run needs.
+
+    Raises:
+        InputError: no split to train on or to choose the model on, and whatever is wrong with DATA.
+    """
+    splits = _open_splits(data, mismatched=TRAIN)
+    for name, purpose in ((TRAIN, "there is nothing to learn from"), (DEV, "the model is chosen on it")):
+        if name not in splits:
+            remedy = f"add {name}_ims.npy and {name}_caps.txt" if data.is_folder else f"add rows whose split is {name}"
+            raise InputError(f"{data.source}: no split {name!r} among {', '.join(splits)}; {remedy}: {purpose}")
+    train, dev = (
+        with_features(splits[name], data.encoder, skip_bad=data.skip_bad, progress=progress, device=device)
+        for name in (TRAIN, DEV)
+    )
+    level, ratio = measured_mismatch(train)
+    encoded = splits[TRAIN].features is None
+    facts = {
+        "source": data.source if data.source == BUILT_IN else _absolute(data.source),
+        "image_root": None if data.image_root is None else str(data.image_root.absolute()),
+        "seed": data.seed,
+        "skip_bad": data.skip_bad,
+        "mismatch": None
+        if level is None
+        else {
+            "index": None if data.mismatch is None else str(data.mismatch.absolute()),
+            "level": level,
+            "ratio": ratio,
+        },
+        "encoder": asdict(data.encoder) if encoded else None,
+    }
+    sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
+    return TrainingData(train=train, dev=dev, sizes=sizes, level=level, ratio=ratio, facts=facts)
+
+
+def open_split(data: DataConfig, split: str) -> Pairs:
+    """One split, with the mismatches of `data.mismatch` where there are any; without features where DATA are images.
+
+    Raises:
+        InputError: no such split, and whatever is wrong with DATA.
+    """
+    if data.is_folder:
+        pairs = read_pairs(data.source, image_root=data.image_root, split=split, skip_bad=data.skip_bad)
+        return pairs if data.mismatch is None else read_index(data.mismatch, pairs).pairs
+    split = SPLIT_NAMES.get(split, split)
+    splits = _open_splits(data, mismatched=split)
+    if split not in splits:
+        raise InputError(f"{data.source}: no split {split!r}; take one that it has: {', '.join(splits)}")
+    return splits[split]
+
+
+def open_rows(data: DataConfig, split: str | None = None) -> Pairs:
+    """The pairs to audit: one split, else all rows of DATA; of a folder with several splits, what one would train on.
+
+    Raises:
+        InputError: no such split, and whatever is wrong with DATA.
+    """
+    if split is not None:
+        return open_split(data, split)
+    if data.is_folder and (Path(data.source) / f"{TRAIN}_ims.npy").exists():
+        return open_split(data, TRAIN)
+    pairs = read_pairs(data.source, image_root=data.image_root, skip_bad=data.skip_bad)
+    return pairs if data.mismatch is None else read_index(data.mismatch, pairs).pairs
+
+
+def corrupt(
+    data: DataConfig, *, ratio: float, level: Literal["image", "caption"], seed: int, split: str, out: Path
+) -> Mismatched:
+    """Mismatch one split at random and write it to `out`: an index file (.npy), or the whole table with the truth.
+
+    Returns:
+        The split, mismatched.
+
+    Raises:
+        InputError: `out` has another suffix, is part of DATA, or is a table though DATA are none; a ratio outside
+            [0, 1), and whatever is wrong with DATA.
+    """
+    if out.suffix.lower() != ".npy" and out.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{out}: {out.suffix or 'no suffix'} is nothing to write; use .npy for an index file, or one of "
+            f"{', '.join(SUFFIXES)} for a table"
+        )
+    _refuse_overwriting(data.source, out)
+    as_table = out.suffix.lower() in SUFFIXES
+    if data.is_folder:
+        if as_table:
+            raise InputError(f"{data.source}: features without image files, of which no table can be made; use .npy")
+        noisy = inject_mismatches(open_split(data, split), ratio=ratio, level=level, seed=seed)
+        write_index(out, noisy)
+        return noisy
+    whole, implied = _read_whole(data)
+    if as_table and whole.image_root is None:
+        raise InputError(f"{data.source}: has no image files, of which a table could be made; use .npy")
+    rows = _rows_of(whole, split)
+    noisy = inject_mismatches(whole.take(rows), ratio=ratio, level=level, seed=seed)
+    everything = _put_back(whole, rows, noisy)
+    if as_table:
+        everything.write(out)
+    else:
+        write_index(out, replace(noisy, pairs=everything) if implied else noisy)
+    return noisy
+
+
+def measured_mismatch(pairs: Pairs) -> tuple[str | None, float | None]:
+    """(level, ratio) of mismatches, the ratio being a share of images or of captions; (None, None) if not known."""
+    is_mismatched = pairs.is_mismatched
+    if is_mismatched is None:
+        return None, None
+    level = recognise_level(pairs)
+    if level == "image":
+        return level, len(np.unique(pairs.image_of[is_mismatched])) / pairs.n_images
+    return level, float(is_mismatched.mean())
+
+
+def saved_data(folder: Path) -> DataConfig | None:
+    """What the run in `folder` was given to learn from; None for a run whose `config.json` does not tell.
+
+    Raises:
+        InputError: the folder is no run.
+    """
+    from l2rm.training.run import read_record
+
+    facts = read_record(folder).get("data")
+    if facts is None:
+        return None
+    mismatch = (facts["mismatch"] or {}).get("index")
+    return DataConfig(
+        source=facts["source"],
+        image_root=None if facts["image_root"] is None else Path(facts["image_root"]),
+        seed=facts["seed"],
+        skip_bad=facts["skip_bad"],
+        mismatch=None if mismatch is None else Path(mismatch),
+        encoder=EncoderConfig(**(facts["encoder"] or {})),
+    )
+
+
+def saved_run(folder: Path) -> tuple[TrainConfig, DataConfig]:
+    """The configuration that the run in `folder` was started with, and its data (defaults, where it does not tell).
+
+    Raises:
+        InputError: the folder is no run.
+    """
+    from l2rm.training.run import config_from, read_record
+
+    record = read_record(folder)
+    config = config_from(TrainConfig, record["config"], folder / "config.json")
+    if "candidates" in record:  # the objective that was found stands for the question
+        config = replace(config, objective="auto")
+    return config, saved_data(folder) or DataConfig(source="")
+
+
+def refuse_other_encoder(folder: Path, facts: dict[str, Any]) -> None:
+    """A run to be resumed must go on with the features that it began with; `train` compares the rest.
+
+    Raises:
+        InputError: the run in `folder`, if there is one, used another encoder or grid.
+    """
+    from l2rm.training.run import read_record
+
+    if not (folder / "config.json").exists():
+        return
+    was, now = (one.get("encoder") for one in (read_record(folder).get("data", facts), facts))
+    if was != now:
+        raise InputError(f"{folder}: encoder was {was} and is now {now}; resume a run as it was started")
+
+
+def data_for(folders: Iterable[Path], asked: DataConfig) -> DataConfig:
+    """DATA as the runs read theirs: their encoder and the seed of their split; and, of the same DATA, the image root.
+
+    Raises:
+        InputError: the runs used different encoders, and DATA are images.
+    """
+    found = [(folder, data) for folder in folders if (data := saved_data(folder)) is not None]
+    if not found:
+        return asked
+    first_folder, first = found[0]
+    for folder, other in found[1:]:
+        if other.encoder != first.encoder and not _has_features(asked):
+            raise InputError(
+                f"{folder}: trained with {other.encoder}, but {first_folder} with {first.encoder}; "
+                "take the runs one by one, or give DATA with features"
+            )
+    image_root = asked.image_root
+    if image_root is None and first.source == _absolute(asked.source):
+        image_root = first.image_root
+    seed = first.seed if all(other.seed == first.seed for _, other in found) else None
+    return replace(asked, encoder=first.encoder, seed=seed, image_root=image_root)
+
+
+# --------------------------------------------------------------------------------------------------------- splits
+
+
+def _open_splits(data: DataConfig, *, mismatched: str) -> dict[str, Pairs]:
+    """Every split, `mismatched` by the index file where there is one."""
+    if data.is_folder:
+        splits = open_splits(data.source, image_root=data.image_root, skip_bad=data.skip_bad)
+    else:
+        whole, implied = _read_whole(data)
+        if implied and data.mismatch is not None:
+            noisy = read_index(data.mismatch, whole).pairs
+            _refuse_strays(data.mismatch, whole, noisy, mismatched)
+            return _by_split(noisy)
+        splits = _by_split(whole)
+    if data.mismatch is not None and mismatched in splits:
+        splits[mismatched] = read_index(data.mismatch, splits[mismatched]).pairs
+    return splits
+
+
+def _read_whole(data: DataConfig) -> tuple[Pairs, bool]:
+    """All rows of anything but a folder, each with its split, and whether that had to be drawn."""
+    whole = read_pairs(data.source, image_root=data.image_root, skip_bad=data.skip_bad)
+    if whole.splits is not None:
+        return whole, False
+    if data.seed is None:
+        raise InputError(
+            f"{data.source}: has no splits, and the runs drew different ones by their seeds; take the runs one by one, "
+            "or add a column split"
+        )
+    parts = whole.split(dev=DEV_SHARE, test=TEST_SHARE, seed=data.seed)
+    split_of = {
+        pair_id: name for name, part in zip((TRAIN, DEV, "test"), parts, strict=True) for pair_id in part.pair_ids
+    }
+    return replace(whole, splits=tuple(split_of[pair_id] for pair_id in whole.pair_ids)), True
+
+
+def _by_split(whole: Pairs) -> dict[str, Pairs]:
+    return {name: whole.take(_rows_of(whole, name)) for name in dict.fromkeys(whole.splits or ())}
+
+
+def _rows_of(whole: Pairs, split: str) -> NDArray[np.int64]:
+    names = whole.splits or ()
+    rows = np.flatnonzero([name == SPLIT_NAMES.get(split, split) for name in names])
+    if not len(rows):
+        raise InputError(f"{whole.source}: no split {split!r}; take one that it has: {', '.join(dict.fromkeys(names))}")
+    return rows
+
+
+def _refuse_strays(path: Path, whole: Pairs, noisy: Pairs, split: str) -> None:
+    """Mismatches stay within the split: the index file was made for this split, drawn by the same seed."""
+    inside = _rows_of(whole, split)
+    outside = np.setdiff1d(np.arange(len(whole)), inside)
+    stray = (noisy.image_of != whole.image_of)[outside].any()
+    if stray or len(np.setdiff1d(noisy.image_of[inside], whole.image_of[inside])):
+        raise InputError(
+            f"{path}: mismatches pairs outside the {split} split, which a seed draws from {whole.source}; "
+            "use the --seed that the index file was made with, or add a column split"
+        )
+
+
+def _put_back(whole: Pairs, rows: NDArray[np.int64], noisy: Mismatched) -> Pairs:
+    """The whole table with the mismatches of one part, and the truth."""
+    number = np.unique(whole.image_of[rows])  # of each image of the part, in the whole
+    given = whole.image_of.copy()
+    given[rows] = number[noisy.pairs.image_of]
+    truth = (whole.image_of if whole.true_image_of is None else whole.true_image_of).copy()
+    truth[rows] = whole.image_of[rows]
+    return replace(whole, image_of=given, true_image_of=truth)
+
+
+# -------------------------------------------------------------------------------------------------------- details
+
+
+def _refuse_overwriting(source: str, out: Path) -> None:
+    inputs = [Path(part) for part in source.split(",")]
+    if inputs[0].is_dir():
+        inputs = [*inputs[0].glob("*_ims.npy"), *inputs[0].glob("*_caps.txt"), *inputs[0].glob("*scale.npy")]
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise InputError(f"{out}: is part of the data itself; choose another --out")
+
+
+def _absolute(source: str) -> str:
+    return ",".join(str(Path(part).absolute()) for part in source.split(","))
+
+
+def _has_features(data: DataConfig) -> bool:
+    """DATA are a precomp folder or embeddings, which bring their features."""
+    return data.is_folder or all(part.endswith(".npy") for part in data.source.split(","))

@@ -1,0 +1,173 @@
+"""The L2RM step on a small set of pairs, with several captions an image."""
+
+import numpy as np
+import pytest
+import torch
+
+from l2rm.data.batches import Batches
+from l2rm.data.features import Features
+from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import Vocabulary
+from l2rm.rematching import objectives
+from l2rm.rematching.cost import LinearCost, known_match_loss
+from l2rm.rematching.settings import RematchingConfig
+from l2rm.rematching.step import RematchingStep, capacity
+from l2rm.rematching.transport import _maximum_mass
+from l2rm.similarity.model import build_model
+from l2rm.similarity.settings import DataShape, ModelConfig
+
+IMAGES = 12
+MATCHED = np.array([0, 3, 6, 9, 12, 15])
+MISMATCHED = np.array([1, 2, 4, 5, 7, 8, 10, 23])  # given images 0, 1, 2, 2, 3, 4, 5, 11
+NO_QUEUE = torch.zeros(0, dtype=torch.long)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    generator = np.random.default_rng(0)
+    pairs = Pairs(
+        images=tuple(f"{image}" for image in range(IMAGES)),
+        image_of=np.repeat(np.arange(IMAGES), 2),
+        captions=tuple(f"a{row % 5} b{row % 3}" for row in range(2 * IMAGES)),
+        features=Features(array=generator.normal(size=(IMAGES, 3, 7)).astype(np.float32)),
+    )
+    return Batches(pairs, Vocabulary.build(pairs.captions, min_count=1))
+
+
+def make_step(dropout=0.0, similarity="cosine", **config):
+    torch.manual_seed(0)
+    model = build_model(
+        ModelConfig(similarity=similarity, embed_dim=6, word_dim=4, similarity_dim=4, dropout=dropout),
+        DataShape(image_dim=7, regions=3, vocabulary_size=12),
+    )
+    cost = LinearCost(8)
+    return RematchingStep(
+        model, cost, torch.optim.Adam(cost.parameters(), lr=1e-2), RematchingConfig(reg=0.05, **config)
+    )
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "sgr"])
+def test_loss_is_the_matched_objective_plus_the_divergence_from_the_plan(batches, similarity):
+    step = make_step(similarity=similarity, rematch_weight=0.5)
+    step.model.train()
+    matched, mismatched = batches.batch(MATCHED), batches.batch(MISMATCHED)
+    result = step(batches, matched, mismatched, NO_QUEUE)
+    assert result.loss.item() == pytest.approx(result.terms["matched"].item() + 0.5 * result.terms["rematched"].item())
+    S = step.model(matched.images, matched.captions, matched.lengths)  # no dropout: the same again
+    assert result.terms["matched"].item() == pytest.approx(objectives.max_violation(S).item(), rel=1e-5)
+    S = step.model(mismatched.images, mismatched.captions, mismatched.lengths)
+    divergence = objectives.symmetric_kl(S, result.plan.matrix)
+    assert result.terms["rematched"].item() == pytest.approx(divergence.item(), rel=1e-4)
+
+
+def test_plan_carries_the_mass_and_leaves_no_caption_with_its_given_image(batches):
+    step = make_step(mass=0.3)
+    mismatched = batches.batch(MISMATCHED)
+    plan = step(batches, batches.batch(MATCHED), mismatched, NO_QUEUE).plan
+    given = batches.pairs.image_of[MISMATCHED]
+    same = given[:, None] == given[None, :]
+    assert plan.converged
+    assert plan.mass == pytest.approx(0.3, abs=1e-5)
+    assert (plan.matrix.numpy()[same] == 0).all()
+    assert (plan.matrix.numpy()[~same] > 0).all()
+
+
+def test_forbidding_pairs_forbids_the_diagonal_only(batches):
+    step = make_step(forbid="pair", mass=0.3)
+    plan = step(batches, batches.batch(MATCHED), batches.batch(MISMATCHED), NO_QUEUE).plan
+    carried = plan.matrix.numpy() > 0
+    assert (carried == ~np.eye(len(MISMATCHED), dtype=bool)).all()
+
+
+def test_further_images_of_the_queue_can_be_rematched_to(batches):
+    step = make_step(mass=0.3)
+    queue = torch.tensor([0, 11, 9])  # image 0 is given to the first caption, image 11 to the last, image 9 to none
+    result = step(batches, batches.batch(MATCHED), batches.batch(MISMATCHED), queue)
+    matrix = result.plan.matrix.numpy()
+    assert matrix.shape == (11, 8)
+    assert result.candidates.tolist() == [*batches.pairs.image_of[MISMATCHED], 0, 11, 9]
+    assert matrix[8, 0] == 0
+    assert matrix[9, 7] == 0
+    assert (matrix[10] > 0).all()
+    result.loss.backward()
+
+
+def test_gradient_flows_through_the_similarities_and_not_through_the_plan(batches):
+    step = make_step()
+    matched, mismatched = batches.batch(MATCHED), batches.batch(MISMATCHED)
+    result = step(batches, matched, mismatched, NO_QUEUE)
+    assert not result.plan.matrix.requires_grad
+    step.cost.zero_grad()
+    result.loss.backward()
+    got = {name: parameter.grad.clone() for name, parameter in step.model.named_parameters()}
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in step.cost.parameters())
+    step.model.zero_grad()
+    S = step.model(matched.images, matched.captions, matched.lengths)
+    T = step.model(mismatched.images, mismatched.captions, mismatched.lengths)
+    (objectives.max_violation(S) + objectives.symmetric_kl(T, result.plan.matrix.clone())).backward()
+    for name, parameter in step.model.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, msg=name, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "sgr"])
+def test_cost_update_teaches_the_cost_alone_and_leaves_the_mode(batches, training, similarity):
+    step = make_step(dropout=0.5, similarity=similarity)
+    step.model.train(training)
+    before = {name: value.clone() for name, value in step.model.state_dict().items()}
+    matched = batches.batch(MATCHED)
+    S = step.model.similarity(matched.images, matched.captions, matched.lengths)
+    first = known_match_loss(step.cost, S, torch.arange(len(S))).item()
+    step.update_cost(matched)
+    assert step.model.training is training
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in step.model.state_dict().items())
+    for _ in range(20):
+        step.update_cost(matched)
+    assert known_match_loss(step.cost, S, torch.arange(len(S))).item() < first
+    assert not torch.equal(step.cost.weight, LinearCost(8).weight)
+
+
+def test_cost_is_charged_in_evaluation_mode_for_known_matches(batches):
+    step = make_step(dropout=0.5, planted=1 / 6)  # of six matched pairs, one
+    step.model.train()
+    matched = batches.batch(MATCHED)
+    S = step.model.similarity(matched.images, matched.captions, matched.lengths)
+    charges = (1 - S.diagonal()).tolist()
+    charged = step.update_cost(matched).item()
+    assert min(abs(charged - charge) for charge in charges) < 1e-5
+
+
+def test_without_mismatched_pairs_the_matched_teach_alone(batches):
+    result = make_step()(batches, batches.batch(MATCHED), None, NO_QUEUE)
+    assert result.plan is None
+    assert result.candidates is None
+    assert result.loss is result.terms["matched"]
+
+
+def test_a_batch_of_one_image_is_left_out(batches):
+    step = make_step()
+    result = step(batches, batches.batch(MATCHED), batches.batch(np.array([4, 5])), NO_QUEUE)
+    assert result.plan is None
+    assert result.loss is result.terms["matched"]
+    queue = torch.tensor([7])  # with one more image there is something to exchange
+    assert step(batches, batches.batch(MATCHED), batches.batch(np.array([4, 5])), queue).plan is not None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_capacity_is_the_maximum_flow(seed):
+    generator = np.random.default_rng(seed)
+    given = generator.integers(1 + seed % 4, size=generator.integers(2, 8))
+    candidates = np.concatenate([given, generator.integers(5, size=generator.integers(0, 5))])
+    forbidden = candidates[:, None] == given[None, :]
+    expected = _maximum_mass(~forbidden)
+    assert capacity(torch.from_numpy(forbidden)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean_violation", "infonce", "symmetric_cross_entropy"])
+def test_matched_objective_can_be_chosen(batches, name):
+    step = make_step(matched_objective=name)
+    matched = batches.batch(MATCHED)
+    S = step.model(matched.images, matched.captions, matched.lengths)
+    expected = getattr(objectives, name)(S).item()
+    assert step(batches, matched, None, NO_QUEUE).loss.item() == pytest.approx(expected, rel=1e-5)

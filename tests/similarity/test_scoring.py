@@ -1,0 +1,89 @@
+"""Scores of a whole set, block by block, against the model asked at once."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2rm.data.batches import Batches
+from l2rm.data.features import Features
+from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import Vocabulary
+from l2rm.similarity import scoring
+from l2rm.similarity.model import build_model
+from l2rm.similarity.scoring import ModelScores
+from l2rm.similarity.settings import DataShape, ModelConfig
+
+IMAGES, CAPTIONS = 7, 17
+
+
+def build(similarity, **config):
+    generator = np.random.default_rng(0)
+    words = np.array(["red", "blue", "kite", "dog", "the"])
+    pairs = Pairs(
+        images=tuple(map(str, range(IMAGES))),
+        image_of=generator.integers(IMAGES, size=CAPTIONS),
+        captions=tuple(" ".join(generator.choice(words, size=generator.integers(1, 9))) for _ in range(CAPTIONS)),
+        features=Features(array=generator.normal(size=(IMAGES, 3, 5)).astype(np.float32)),
+    )
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.build(pairs.captions, min_count=1)
+    model = build_model(
+        ModelConfig(similarity=similarity, embed_dim=8, word_dim=4, similarity_dim=6, **config),
+        DataShape(image_dim=5, regions=3, vocabulary_size=len(vocabulary)),
+    )
+    model.vocabulary = vocabulary
+    batches = Batches(pairs, vocabulary)
+    everything = model.similarity(batches.images(np.arange(IMAGES)), *batches.captions(np.arange(CAPTIONS)))
+    return model, pairs, everything
+
+
+@pytest.fixture(scope="module", params=["cosine", "sgr"])
+def case(request):
+    return build(request.param)
+
+
+@settings(max_examples=25)
+@given(
+    chunk=st.integers(1, 20),
+    images=st.lists(st.integers(0, IMAGES - 1), min_size=1, max_size=9),
+    captions=st.lists(st.integers(0, CAPTIONS - 1), min_size=1, max_size=20),
+)
+def test_blocks_are_those_of_the_whole_matrix_however_captions_are_encoded(case, chunk, images, captions):
+    model, pairs, everything = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "ENCODE_CHUNK", chunk)
+        scores = ModelScores(model, pairs)
+    assert (scores.n_images, scores.n_captions) == (IMAGES, CAPTIONS)
+    block = scores.block(np.array(images), np.array(captions))
+    torch.testing.assert_close(block, everything[images][:, captions], rtol=1e-4, atol=1e-5)
+    assert not block.requires_grad
+
+
+def test_scores_are_those_of_evaluation_mode_and_leave_the_mode():
+    model, pairs, everything = build("sgr", dropout=0.5)
+    model.train()
+    scores = ModelScores(model, pairs)
+    block = scores.block(np.arange(IMAGES), np.arange(CAPTIONS))
+    assert model.training
+    torch.testing.assert_close(block, everything, rtol=1e-4, atol=1e-5)
+
+
+def test_caption_embeddings():
+    generator = np.random.default_rng(0)
+    pairs = Pairs(
+        images=("a", "b"),
+        image_of=np.array([0, 1, 1]),
+        captions=("1", "2", "3"),
+        features=Features(array=generator.normal(size=(2, 5)).astype(np.float32)),
+        caption_features=Features(array=generator.normal(size=(3, 4)).astype(np.float32)),
+    )
+    for similarity in ("cosine", "sgr"):
+        model = build_model(
+            ModelConfig(similarity=similarity, embed_dim=8, similarity_dim=6),
+            DataShape(image_dim=5, regions=1, caption_dim=4),
+        )
+        rows = np.arange(3)
+        expected = model.similarity(pairs.features.batch(np.arange(2)), pairs.caption_features.batch(rows))
+        torch.testing.assert_close(ModelScores(model, pairs).block(np.arange(2), rows), expected)

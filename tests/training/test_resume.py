@@ -1,0 +1,249 @@
+"""A run that was stopped, by whatever means, ends as if it had not been."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2rm.errors import InputError
+from l2rm.training import state as state_module
+from l2rm.training import trainer
+from l2rm.training.interrupt import Interrupted, interruptible
+from l2rm.training.run import locked
+from l2rm.training.trainer import Trainer
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+
+
+@pytest.fixture
+def go(small, tmp_path):
+    def run(out=tmp_path / "run", pairs=None, **config):
+        pairs = small.small_train() if pairs is None else pairs
+        return small.train(pairs, small.small_dev(), small.small_config(**config), out, resume=True, progress=False)
+
+    return run
+
+
+def timeless(value):
+    """Metrics without what depends on the clock."""
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key != "seconds"}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def assert_same(run, finished):
+    for name in ("model.safetensors", "pairs.parquet", "vocabulary.json"):
+        assert (run.folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
+    assert timeless(run.metrics) == timeless(finished.metrics)
+    assert timeless(run.record) == timeless(finished.record)
+    assert not [path for path in run.folder.rglob("*") if path.name.startswith(".") or path.name == "lock"]
+
+
+def start(out, steps, save_seconds):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), str(out), str(steps), str(save_seconds)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    assert process.stdout.readline() == "now\n", process.stderr.read()
+    return process
+
+
+def test_after_a_kill_in_the_middle_of_a_rematching_epoch(finished, go, tmp_path):
+    process = start(tmp_path / "run", steps=40, save_seconds=0)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.communicate()
+    run = tmp_path / "run"
+    assert (run / "lock").exists()
+    saved = torch.load(run / "last" / "state.pt", weights_only=True)
+    assert (saved["epoch"], 0 < saved["step"] < 7) == (3, True)
+    assert_same(go(), finished)
+
+
+def test_after_an_interrupt_of_a_process(finished, go, tmp_path):
+    process = start(tmp_path / "run", steps=17, save_seconds=1000)
+    with pytest.raises(InputError, match=f"process {process.pid} on .* is training there"):
+        go()
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "stopped by SIGINT" in errors
+    assert not (tmp_path / "run" / "lock").exists()
+    saved = torch.load(tmp_path / "run" / "last" / "state.pt", weights_only=True)
+    assert (saved["epoch"], 5 <= saved["step"] <= 6) == (1, True)
+    assert_same(go(), finished)
+
+
+@pytest.mark.parametrize("steps", [1, 12, 36, 37, 55])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_an_interrupt_at_any_step(finished, go, monkeypatch, steps, number):
+    learn, done = Trainer._learn, 0
+
+    def signalled(self, *arguments):
+        nonlocal done
+        learn(self, *arguments)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_learn", signalled)
+    with pytest.raises(Interrupted) as interrupted:
+        go()
+    assert interrupted.value.signal == number
+    assert done == steps  # not one more
+    assert_same(go(), finished)
+
+
+def test_after_an_interrupt_during_the_evaluation(finished, go, monkeypatch):
+    evaluate, done = trainer.evaluate_scores, 0
+
+    def signalled(*arguments):
+        nonlocal done
+        done += 1
+        if done in (2, 6):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(trainer, "evaluate_scores", signalled)
+    for _ in range(2):  # the second one as the last epoch ends
+        with pytest.raises(Interrupted):
+            go()
+    assert_same(go(), finished)
+
+
+def test_after_a_crash_between_model_and_state(finished, go, monkeypatch):
+    save = Trainer.save
+
+    def crash(self):
+        if self.state["epoch"] == 4:
+            raise OSError(28, "No space left on device")
+        save(self)
+
+    monkeypatch.setattr(Trainer, "save", crash)
+    with pytest.raises(OSError, match="No space left"):
+        go()
+    monkeypatch.setattr(Trainer, "save", save)
+    assert_same(go(), finished)
+
+
+def test_candidates_go_on_where_they_stopped(small, go, monkeypatch, tmp_path):
+    settings = {"method": "plain", "warmup_epochs": 1, "rematching_epochs": 1}
+    whole = small.train(
+        small.small_train(), small.small_dev(), small.small_config(**settings), tmp_path / "whole", progress=False
+    )
+    learn, done = Trainer._learn, 0
+
+    def signalled(self, *arguments):
+        nonlocal done
+        learn(self, *arguments)
+        done += 1
+        if done == 24 + 5:  # in the second candidate
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_learn", signalled)
+    with pytest.raises(Interrupted):
+        go(**settings)
+    run = go(**settings)
+    assert done == 3 * 24
+    assert_same(run, whole)
+    go(**settings)
+    assert done == 3 * 24
+
+
+def test_a_finished_run_is_returned_at_once(finished, go, tmp_path, monkeypatch):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    monkeypatch.setattr(Trainer, "__init__", lambda *_, **__: pytest.fail("trains again"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != "log.txt"}
+    run = go()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert timeless(run.metrics) == timeless(finished.metrics)
+    assert "nothing is left to do" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_device_and_times_of_saving_may_change(finished, go, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    assert go(device="auto", save_seconds=5.0).folder == tmp_path / "run"
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, "lr was 0.02 and is now 0.5"),
+        ({"rematching": {"mass": 0.2}}, "rematching.mass was 0.1 and is now 0.2"),
+        ({"method": "warmup"}, "method was l2rm and is now warmup"),
+    ],
+)
+def test_another_configuration_is_refused(finished, go, tmp_path, changes, message, is_finished):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text()) | {"finished": is_finished}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=message):
+        go(**changes)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == record
+
+
+def test_other_pairs_are_refused(finished, go, small, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    with pytest.raises(InputError, match="was trained on other pairs"):
+        go(pairs=small.small_train(ratio=0.2))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 100])
+def test_a_damaged_state_is_an_input_error(finished, tmp_path, content):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "state.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
+        state_module.load_state(tmp_path)
+
+
+def test_a_truncated_state_is_an_input_error(finished, tmp_path):
+    (tmp_path / "last").mkdir()
+    whole = (finished.folder / "last" / "state.pt").read_bytes()
+    (tmp_path / "last" / "state.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
+        state_module.load_state(tmp_path)
+
+
+def test_state_holds_the_random_generator(tmp_path):
+    torch.manual_seed(3)
+    state_module.save_state(tmp_path, {"a": 1, "b": torch.ones(2), "c": [None, {"d": "e"}]})
+    expected = torch.rand(3)
+    (tmp_path / "last" / ".state.abc.pt").write_bytes(b"half")  # what a kill while saving leaves
+    restored = state_module.load_state(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert restored["a"] == 1
+    assert restored["c"] == [None, {"d": "e"}]
+    assert [path.name for path in (tmp_path / "last").iterdir()] == ["state.pt"]
+    assert state_module.load_state(tmp_path / "elsewhere") is None
+
+
+# ------------------------------------------------------------------------------------------------ lock and signals
+
+
+def test_lock_of_the_living_is_respected_and_that_of_the_dead_taken_over(tmp_path):
+    (tmp_path / "lock").write_text("process 1 on this machine\n")  # a living number, but nobody holds the file
+    with locked(tmp_path):
+        with pytest.raises(InputError, match=f"process {os.getpid()} on .* is training there"), locked(tmp_path):
+            pytest.fail("two at once")
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists()
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_second_interrupt_is_not_waited_with():
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
