@@ -229,7 +229,8 @@ class Audit(Command):
 
     Give a trained model (--model) or similarities from elsewhere (--similarity), images × captions in DATA's order.
     Audits all rows of a table or of embeddings, the train split of a folder with several. DIR gets audit.parquet, a row
-    a pair, and report.html. Known mismatches (--mismatch, or a true_image column) only measure the audit.
+    a pair, and report.html. Of pairs that RUN was trained on, the training's own match probabilities count. Known
+    mismatches (--mismatch, or a true_image column) only measure the audit.
 
     Examples:
       l2rm audit pairs.csv --model runs/mine --out audit
@@ -285,12 +286,12 @@ class Audit(Command):
             return audit_scores(scores, open_rows(data, self.split), **options)
         assert self.model is not None
         device = pick_device(self.device)
-        model = load_run(self.model, device).model
+        run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
             open_rows(data, self.split), data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
         )
-        return audit(pairs, model, **options)
+        return audit(pairs, run.model, match_probability=run.match_probability(pairs), **options)
 
 
 COMMANDS: dict[str, type[Command]] = {

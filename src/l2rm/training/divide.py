@@ -16,11 +16,11 @@ from l2rm.similarity.model import RetrievalModel, evaluating
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """`losses (rows,)`, the `mixture` over them, and `match_probability (rows,)`, smoothed where that is asked for."""
+    """`match_probability (rows,)` by a mixture of `losses (rows,)` (or p-values); `facts` are what the metrics tell."""
 
     losses: NDArray[np.float32]
-    mixture: BetaMixture
     match_probability: NDArray[np.float32]
+    facts: dict[str, Any]
 
     def statistics(self, threshold: float, is_mismatched: NDArray[np.bool_] | None) -> dict[str, Any]:
         """What the metrics tell of this division; with the truth, how far it is right and how pure the matched part."""
@@ -29,11 +29,7 @@ class Division:
             "matched": int(matched.sum()),
             "mismatched": int((~matched).sum()),
             "estimated_ratio": float(1 - self.match_probability.mean()),
-            "alpha": self.mixture.alpha.tolist(),
-            "beta": self.mixture.beta.tolist(),
-            "weight": self.mixture.weight.tolist(),
-            "converged": self.mixture.converged,
-            "degenerate": self.mixture.degenerate,
+            **self.facts,
         }
         if is_mismatched is not None:
             facts["accuracy"] = float((matched != is_mismatched).mean())
@@ -77,4 +73,11 @@ def divide(
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:
         probability = config.smoothing * previous + (1 - config.smoothing) * probability
-    return Division(losses=losses.numpy(), mixture=mixture, match_probability=probability)
+    facts = {
+        "alpha": mixture.alpha.tolist(),
+        "beta": mixture.beta.tolist(),
+        "weight": mixture.weight.tolist(),
+        "converged": mixture.converged,
+        "degenerate": mixture.degenerate,
+    }
+    return Division(losses=losses.numpy(), match_probability=probability, facts=facts)

@@ -26,6 +26,15 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal = number
 
+    def check(self) -> None:
+        """Stop here if a signal has arrived.
+
+        Raises:
+            Interrupted: one has.
+        """
+        if self.signal is not None:
+            raise Interrupted(self.signal)
+
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:

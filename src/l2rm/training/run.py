@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
 from l2rm.files import written_whole
@@ -42,6 +46,22 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, one an epoch."""
         return read_lines(self.folder / "metrics.jsonl")
+
+    def match_probability(self, pairs: Pairs) -> NDArray[np.float64] | None:
+        """(rows,) what the training found out about its own pairs; None if `pairs` are not exactly those.
+
+        A model knows pairs that it has learned by heart; the training may have asked others that do not.
+        """
+        path = self.folder / "pairs.parquet"
+        if not path.is_file():
+            return None
+        table = pq.read_table(path, columns=["image", "caption", "match_probability"])
+        trained_on = list(zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True))
+        given = [pairs.images[image] for image in pairs.image_of]
+        if trained_on != list(zip(given, pairs.captions, strict=True)):
+            return None
+        probability: NDArray[np.float64] = table["match_probability"].to_numpy().astype(np.float64)
+        return probability
 
 
 def write_json(path: Path, content: Any) -> None:

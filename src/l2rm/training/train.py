@@ -185,17 +185,24 @@ def _train_one(job: _Job) -> Run:
 
 
 def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
-    """`pairs.parquet`: what the best model thinks of every training pair, and the last rematch of each."""
+    """`pairs.parquet`: the match probability of every training pair, and the last rematch of each.
+
+    The probability is that of the cross-fitted division, where there was one, else what the best model says.
+    """
     pairs, config = trainer.batches.pairs, trainer.config
-    seed = (config.seed, *FINAL_DIVISION)
-    division = divide(best, trainer.batches, config.rematching, batch_size=config.batch_size, seed=seed)
+    if trainer.state["cross_fitted"]:
+        probability = trainer.state["match_probability"].numpy()
+    else:
+        seed = (config.seed, *FINAL_DIVISION)
+        division = divide(best, trainer.batches, config.rematching, batch_size=config.batch_size, seed=seed)
+        probability = division.match_probability
     rematch = trainer.state["rematch_image"].tolist()
     table = pa.table(
         {
             "pair_id": pairs.pair_ids,
             "image": [pairs.images[image] for image in pairs.image_of],
             "caption": pairs.captions,
-            "match_probability": division.match_probability.astype(np.float32),
+            "match_probability": probability.astype(np.float32),
             "rematch_image": pa.array([pairs.images[image] if image >= 0 else None for image in rematch], pa.string()),
             "rematch_share": trainer.state["rematch_share"].cpu().numpy(),
         }

@@ -24,6 +24,7 @@ from l2rm.rematching.step import RematchingStep
 from l2rm.rematching.transport import TransportPlan
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
+from l2rm.training.crossfit import cross_fit
 from l2rm.training.divide import divide
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.run import write_lines, write_model
@@ -31,7 +32,7 @@ from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state, save_state
 
 log = logging.getLogger("l2rm")
-ORDER, MISMATCHED, DIVISION = range(3)
+ORDER, MISMATCHED, DIVISION, TAKEN = range(4)
 """Streams of random numbers that the batches of one epoch are drawn from, with the seed and the epoch."""
 
 Step = tuple[NDArray[np.int64], NDArray[np.int64] | None]
@@ -54,7 +55,7 @@ class Trainer:
         self.truth = pairs.is_mismatched
         self.rows = np.arange(len(pairs))
         self.cost: nn.Module = LinearCost(config.batch_size).to(device)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         self.cost_optimiser = torch.optim.Adam(self.cost.parameters(), lr=config.rematching.cost_lr)
         self.rematching_step = RematchingStep(model, self.cost, self.cost_optimiser, config.rematching)
         queue = np.random.default_rng((config.seed, len(pairs))).integers(pairs.n_images, size=self._queue_extra)
@@ -65,6 +66,7 @@ class Trainer:
             "lines": [],
             "sums": {},
             "division": None,
+            "cross_fitted": None,
             "seconds": 0.0,
             "match_probability": None,
             "queue": torch.from_numpy(queue).to(device),
@@ -111,7 +113,7 @@ class Trainer:
                 group["lr"] = lr * self.config.learning_rate_factor(epoch)
         started = saved = time.monotonic()
         if self.stage(epoch) == "rematching" and state["division"] is None:
-            self._divide()
+            self._divide(interruption)
         steps, total = self._steps(epoch)
         self.model.train()
         bar = tqdm(
@@ -195,20 +197,28 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- division and rematching
 
-    def _divide(self) -> None:
+    def _divide(self, interruption: Interruption) -> None:
         started = time.monotonic()
-        division = divide(
-            self.model,
-            self.batches,
-            self.config.rematching,
-            batch_size=self.config.batch_size,
-            seed=(self.config.seed, self.state["epoch"], DIVISION),
-            previous=None if self.state["match_probability"] is None else self.state["match_probability"].numpy(),
-        )
+        if self.state["cross_fitted"]:
+            self.state["division"] = self.state["cross_fitted"]
+            return
+        if self.config.rematching.folds:
+            division = cross_fit(self.model, self.batches, self.config, stop=interruption.check)
+        else:
+            division = divide(
+                self.model,
+                self.batches,
+                self.config.rematching,
+                batch_size=self.config.batch_size,
+                seed=(self.config.seed, self.state["epoch"], DIVISION),
+                previous=None if self.state["match_probability"] is None else self.state["match_probability"].numpy(),
+            )
         self.state["match_probability"] = torch.from_numpy(division.match_probability)
         threshold = self.config.rematching.matched_above
         self.state["division"] = division.statistics(threshold, self.truth)
         self.state["division"]["seconds"] = time.monotonic() - started
+        if self.config.rematching.folds:
+            self.state["cross_fitted"] = self.state["division"]
         matched, _ = self._divided()
         if len(matched) < 2:
             raise RuntimeError(
@@ -217,8 +227,11 @@ class Trainer:
             )
 
     def _divided(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        matched = self.state["match_probability"].numpy() > self.config.rematching.matched_above
-        return self.rows[matched], self.rows[~matched]
+        probability = self.state["match_probability"].numpy()
+        above: Any = self.config.rematching.matched_above
+        if self.config.rematching.take == "sample":
+            above = np.random.default_rng((self.config.seed, self.state["epoch"], TAKEN)).random(len(self.rows))
+        return self.rows[probability > above], self.rows[probability <= above]
 
     def _remember(self, rows: NDArray[np.int64], candidates: Tensor, plan: TransportPlan) -> None:
         """Keep for each rematched caption the image that most of it went to, and the share that did."""

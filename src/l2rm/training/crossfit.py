@@ -1,0 +1,146 @@
+"""Sample division by models that never saw the pair's image, so that no mismatch can have been learned by heart."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from l2rm.data.batches import Batches, shuffled
+from l2rm.evaluation.scores import Scores
+from l2rm.rematching.objectives import symmetric_cross_entropy
+from l2rm.rematching.ranks import RankMixture
+from l2rm.similarity.model import RetrievalModel, build_model
+from l2rm.similarity.scoring import ModelScores
+from l2rm.training.divide import Division
+from l2rm.training.settings import TrainConfig
+
+log = logging.getLogger("l2rm")
+RIVALS = 512
+"""Most images that the given one is held against."""
+CHUNK = 1024
+"""Captions scored at a time."""
+SALT = 7919
+"""Sets the random numbers of folds apart from those of the run itself."""
+
+
+def cross_fit(
+    model: RetrievalModel, batches: Batches, config: TrainConfig, *, stop: Callable[[], None] = lambda: None
+) -> Division:
+    """Divide the pairs by models trained on other images, `fold_rounds` times, and average the match probabilities.
+
+    Images fall into `folds` parts at random, anew every round. For each part a fresh model is warmed up on the pairs of
+    the others; where a caption's given image stands among the part's images, all equally new to that model, is its
+    p-value, and a `RankMixture` over all p-values divides. With `evidence="image"` the captions given to one image are
+    ranked as one, by their mean log-probability. From the second round on, the models learn from pairs drawn by the
+    match probabilities so far. (Cross-fitting: Chernozhukov et al., 2018.)
+
+    Args:
+        model: tells what kind of model to train, and how captions are read; it is left as it is.
+        batches: all training pairs.
+        config: of the run.
+        stop: called at every step; may raise.
+    """
+    pairs, settings = batches.pairs, config.rematching
+    generator = np.random.default_rng((config.seed, SALT))
+    taken = np.ones(len(pairs), dtype=bool)
+    rounds = []
+    for turn in range(settings.fold_rounds):
+        fold_of = generator.permutation(np.arange(pairs.n_images) % settings.folds)[pairs.image_of]
+        p_values = torch.zeros(len(pairs))
+        for fold in range(settings.folds):
+            seed = (config.seed, SALT, turn, fold)
+            fresh = _warmed_up(model, batches, np.flatnonzero((fold_of != fold) & taken), config, seed, stop)
+            held_out = np.flatnonzero(fold_of == fold)
+            p_values[held_out] = rank_p_values(
+                ModelScores(fresh, pairs.take(held_out)),
+                pairs.take(held_out).image_of,
+                tau=settings.tau,
+                together=settings.evidence == "image",
+                seed=seed,
+            )
+        mixture = RankMixture.fit(p_values)
+        rounds.append(mixture.match_probability(p_values).numpy())
+        probability = np.stack(rounds).mean(0)
+        taken = generator.random(len(pairs)) < probability
+        log.info(
+            "cross-fitted division %d/%d: %.1f %% mismatched",
+            turn + 1,
+            settings.fold_rounds,
+            100 * mixture.mismatch_ratio,
+        )
+    facts = {"uniform": mixture.uniform, "shape": mixture.shape}
+    return Division(losses=p_values.numpy(), match_probability=probability, facts=facts)
+
+
+def _warmed_up(
+    model: RetrievalModel,
+    batches: Batches,
+    rows: NDArray[np.int64],
+    config: TrainConfig,
+    seed: tuple[int, ...],
+    stop: Callable[[], None],
+) -> RetrievalModel:
+    """A fresh model after the warm-up on some rows; torch's own generator is as before."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**31)))
+        fresh = build_model(model.config, model.shape).to(device).train()
+        fresh.vocabulary = model.vocabulary
+        optimiser = torch.optim.Adam(fresh.parameters(), lr=config.lr, fused=True)
+        for epoch in range(config.warmup_epochs):
+            for chosen in shuffled(rows, config.batch_size, seed=(*seed, epoch)):
+                stop()
+                batch = batches.batch(chosen)
+                S = fresh(batch.images, batch.captions, batch.lengths)
+                optimiser.zero_grad()
+                symmetric_cross_entropy(S, config.rematching.tau).backward()
+                nn.utils.clip_grad_norm_(fresh.parameters(), config.clip)
+                optimiser.step()
+    return fresh.eval()
+
+
+def rank_p_values(
+    scores: Scores, image_of: NDArray[np.int64], *, tau: float, together: bool, seed: tuple[int, ...]
+) -> Tensor:
+    """The share of images that a caption, or all captions given to one image, likes at least as well as its given one.
+
+    Captions are compared by `log softmax(S_c / tau)` over (at most `RIVALS`) rivals, drawn by `seed`; the given image
+    counts half, so that p-values are above 0.
+
+    Args:
+        scores: of a model that has seen neither these images nor these captions.
+        image_of: (captions,) the image each caption is given.
+        tau: temperature of the softmax.
+        together: rank the mean over the captions of an image, not each caption.
+        seed: of the rivals.
+    """
+    rivals = np.random.default_rng(seed).permutation(scores.n_images)[:RIVALS]
+    total = torch.zeros(scores.n_images, len(rivals))
+    own = torch.zeros(scores.n_images)
+    p_values = torch.zeros(len(image_of))
+    for captions in np.array_split(np.arange(len(image_of)), max(1, len(image_of) // CHUNK)):
+        given = image_of[captions]
+        images = np.unique(given)
+        S = (scores.block(np.concatenate([rivals, images]), captions).float() / tau).cpu()
+        S = S - S[: len(rivals)].logsumexp(0)
+        among, mine = (
+            S[: len(rivals)].T,
+            S[len(rivals) + torch.from_numpy(np.searchsorted(images, given)), range(len(given))],
+        )
+        groups = torch.from_numpy(given)
+        total.index_add_(0, groups, among)
+        own.index_add_(0, groups, mine)
+        p_values[captions] = _share_above(among, mine, rivals, given)
+    if together:
+        p_values = _share_above(total, own, rivals, np.arange(scores.n_images))[torch.from_numpy(image_of)]
+    return p_values
+
+
+def _share_above(among: Tensor, own: Tensor, rivals: NDArray[np.int64], given: NDArray[np.int64]) -> Tensor:
+    """The share of rivals, the given image aside, whose score (items, rivals) reaches the own one (items,)."""
+    other = torch.from_numpy(rivals[None, :] != given[:, None])
+    above = ((among >= own[:, None]) & other).sum(1)
+    return (above + 0.5) / (other.sum(1) + 1)

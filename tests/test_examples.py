@@ -1,0 +1,73 @@
+"""What the documents show does run, and what they list is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(*command: str, folder: Path) -> str:
+    """What a Python process printed; one thread, and a cache of its own."""
+    environment = {"L2RM_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PATH": ""}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_audit_embeddings(tmp_path: Path) -> None:
+    printed = run(str(ROOT / "examples/audit_embeddings.py"), folder=tmp_path)
+    assert "60 of 200 pairs look mismatched; 60 are" in printed
+    assert "rematch, to 0.jpg" in printed
+
+
+def test_train_and_audit(tmp_path: Path) -> None:
+    printed = run(str(ROOT / "examples/train_and_audit.py"), "out", folder=tmp_path)
+    rsum = {method: float(value) for method, value in re.findall(r"(\w+): test rSum ([\d.]+)", printed)}
+    auroc = re.search(r"AUROC ([\d.]+)", printed)
+    assert rsum.keys() == {"plain", "l2rm"}
+    assert rsum["l2rm"] > 500  # chance is about 32
+    assert auroc is not None
+    assert float(auroc[1]) > 0.95
+    assert (tmp_path / "out/report.html").stat().st_size > 10_000
+
+
+def test_readme_s_snippets(tmp_path: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert snippets
+    for number, snippet in enumerate(snippets):
+        script = tmp_path / f"snippet_{number}.py"
+        script.write_text(snippet, encoding="utf-8")
+        run(str(script), folder=tmp_path)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md", "docs/decisions.md"])
+def test_files_that_documents_name_are_there(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"\b((?:src/l2rm|tests|docs|examples|benchmarks)/[\w./]*\w)", text))
+    named |= {f"src/l2rm/{path}" for path in re.findall(r"`((?:\w+/)+\w+\.py)`", text) if path not in named}
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    named |= {str((ROOT / document).parent.joinpath(link).resolve().relative_to(ROOT)) for link in links}
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
+def test_readme_s_tree_is_the_disk_s() -> None:
+    tree = re.search(r"```text\nsrc/l2rm/\n(.*?)```", README, re.DOTALL)
+    assert tree is not None
+    listed, room = set(), ""
+    for line in tree[1].splitlines():
+        found = re.match(r"( +)([\w.]+/?)", line)
+        if found is None:
+            continue
+        depth, name = len(found[1]), found[2]
+        if depth == 2:
+            room = name if name.endswith("/") else ""
+        listed.add(name if depth == 2 else room + name)
+    package = ROOT / "src/l2rm"
+    present = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    present |= {f"{path.parent.relative_to(package)}/" for path in package.glob("*/__init__.py")}
+    assert {name for name in listed if name.endswith(("/", ".py"))} == present
