@@ -149,7 +149,8 @@ def test_precomp_folder_end_to_end(
     assert table.num_rows == 80
     given = np.load(index)
     assert table["image"].to_pylist() == [f"train/{image}" for image in given]
-    assert "train/" in (audit / "report.html").read_text()
+    suspected = any(table["is_mismatched"].to_pylist())
+    assert ("train/" in (audit / "report.html").read_text()) == suspected  # so few pairs may look matched altogether
 
 
 @pytest.mark.usefixtures("one_thread")

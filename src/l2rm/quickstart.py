@@ -21,10 +21,11 @@ from l2rm.encoders.image import encode
 from l2rm.evaluation.evaluate import evaluate
 from l2rm.evaluation.metrics import Metrics
 from l2rm.recipes import quickstart as recipe
+from l2rm.training.check import check_same_run
 from l2rm.training.interrupt import Interrupted
-from l2rm.training.run import load_run, write_json
-from l2rm.training.settings import Method
-from l2rm.training.train import train
+from l2rm.training.run import load_run, read_record, write_json
+from l2rm.training.settings import Method, TrainConfig
+from l2rm.training.train import fingerprint, train
 
 log = logging.getLogger("l2rm")
 
@@ -62,9 +63,13 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
     began = time.monotonic()
     out = Path(out)
     noisy, dev, test = _data(seed, progress)
+    configs = {method: replace(recipe(), method=method, seed=seed, device="cpu") for method in METHODS}
+    for method, config in configs.items():  # before anything in `out` is written anew
+        if ((folder := out / "runs" / method) / "config.json").exists():
+            check_same_run(folder, read_record(folder), config, fingerprint(noisy.pairs))
     out.mkdir(parents=True, exist_ok=True)
     write_index(out / "mismatch.npy", noisy)
-    _train_all(noisy.pairs, dev, out, seed, progress)
+    _train_all(noisy.pairs, dev, configs, out, progress)
     runs = {method: load_run(out / "runs" / method) for method in ("plain", "l2rm", "oracle")}
     metrics = {method: evaluate(run.model, test) for method, run in runs.items()}
     found = audit(
@@ -93,23 +98,25 @@ def _data(seed: int, progress: bool) -> tuple[Mismatched, Pairs, Pairs]:
     return noisy, dev, test
 
 
-def _train_all(pairs: Pairs, dev: Pairs, out: Path, seed: int, progress: bool) -> None:
+def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], out: Path, progress: bool) -> None:
     """Train each method in `runs/`, in as many processes as there are cores, one thread each."""
     spawn = multiprocessing.get_context("spawn")
-    workers = min(len(METHODS), os.cpu_count() or 1)
+    workers = min(len(configs), os.cpu_count() or 1)
     level = log.getEffectiveLevel() if progress else logging.WARNING
     with _one_thread(), ProcessPoolExecutor(workers, mp_context=spawn) as pool, _children_stopped():
-        jobs = [pool.submit(_train_one, pairs, dev, method, out / "runs" / method, seed, level) for method in METHODS]
+        jobs = [
+            pool.submit(_train_one, pairs, dev, config, out / "runs" / method, level)
+            for method, config in configs.items()
+        ]
         for job in as_completed(jobs):
             if stopped := job.result():
                 raise Interrupted(stopped)
 
 
-def _train_one(pairs: Pairs, dev: Pairs, method: Method, out: Path, seed: int, level: int) -> int | None:
+def _train_one(pairs: Pairs, dev: Pairs, config: TrainConfig, out: Path, level: int) -> int | None:
     """Train, or go on; the number of the signal that stopped it, if one did."""
     torch.set_num_threads(1)
-    logging.basicConfig(level=level, format=f"{method:<6} %(message)s")
-    config = replace(recipe(), method=method, seed=seed, device="cpu")
+    logging.basicConfig(level=level, format=f"{config.method:<6} %(message)s", force=True)
     try:
         train(pairs, dev, config, out, resume=True, progress=False)
     except Interrupted as stop:

@@ -161,6 +161,40 @@ def test_a_single_heap_is_matched_altogether() -> None:
         assert published.mismatch_ratio > 0
 
 
+@pytest.mark.parametrize("wide", [(0.4, 0.45), (0.6, 0.6), (1.0, 0.8)], ids=["U", "shallow U", "slope"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_heap_around_a_narrow_one_is_matched_altogether(wide: tuple[float, float], seed: int) -> None:
+    """Two components fit better than one, but the one of the least losses has the greatest ones too."""
+    losses = draws(60, 240, seed=seed, low=wide, high=(12, 25))
+    published = BetaMixture.fit(losses, one_mode="mixture")
+    means = published.alpha / (published.alpha + published.beta)
+    assert means[0] >= means[1] or (published.alpha[0] < 1 and published.beta[0] < 1)
+    assert BetaMixture.fit(losses[:60]).degenerate == BetaMixture.fit(losses[60:]).degenerate == "one mode"
+    mixture = BetaMixture.fit(losses)
+    assert mixture.degenerate == "one mode"
+    assert bool((mixture.match_probability(losses) == 1).all())
+
+
+@pytest.mark.parametrize("heap", ["beta", "gamma", "hinges", "mostly zero"])
+@pytest.mark.parametrize("pairs", [100, 200, 400])
+def test_small_matched_data_never_end_in_a_component_of_the_greatest_losses(heap: str, pairs: int) -> None:
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        losses = torch.from_numpy(
+            {
+                "beta": rng.beta(0.7, 0.9, pairs),
+                "gamma": rng.gamma(1.5, 1, pairs),
+                "hinges": np.clip(0.2 + 0.2 * rng.normal(size=(pairs, 30)) - 0.3, 0, None).mean(1),
+                "mostly zero": np.clip(rng.normal(-0.5, 1, pairs), 0, None),
+            }[heap]
+        )
+        mixture = BetaMixture.fit(losses)
+        if mixture.degenerate is None:
+            means = mixture.alpha / (mixture.alpha + mixture.beta)
+            assert means[0] < means[1]
+            assert mixture.alpha[0] >= 1 or mixture.beta[0] >= 1
+
+
 def test_constant_losses_and_tiny_samples() -> None:
     constant = BetaMixture.fit(torch.full((50,), 0.3))
     assert constant.degenerate == "constant"

@@ -184,3 +184,42 @@ def test_named_fills_in_the_parameter(name):
     parameter = {"margin": 0.4} if "violation" in name else {"tau": 0.3}
     expected = getattr(objectives, name)(S, **parameter)
     assert objectives.named(name, margin=0.4, tau=0.3)(S).item() == expected.item()
+
+
+# ---------------------------------------------------------------------------------------------------- mass that moves
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (6, 2), (1, 4)])
+def test_transported_is_that_of_a_double_loop(shape):
+    S = random_similarity(*shape)
+    plan = random_similarity(*shape, seed=1).clamp(min=0)
+    P = [loop_softmax(row, 0.1) for row in S.tolist()]
+    Q = [loop_softmax(row, 0.1) for row in S.T.tolist()]
+    total = sum(
+        plan[i, j].item() * (-math.log(P[i][j]) - math.log(Q[j][i])) for i in range(shape[0]) for j in range(shape[1])
+    )
+    assert objectives.transported(S, plan, 0.1).item() == pytest.approx(total / plan.sum().item(), rel=1e-9)
+
+
+def test_what_transports_nothing_teaches_nothing_of_its_own():
+    """Image 2 and caption 0 carry no mass: others push them away, as negatives; their own cell is left alone."""
+    S = random_similarity(3, 4).requires_grad_()
+    plan = torch.tensor([[0.0, 0.2, 0.0, 0.1], [0.0, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    objectives.transported(S, plan, 0.1).backward()
+    assert S.grad[2, 0].item() == 0
+    assert (S.grad[2] >= 0).all()
+    assert (S.grad[:, 0] >= 0).all()
+    assert S.grad[1, 2] < 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3 / 5])
+def test_transported_along_the_diagonal_is_infonce(scale):
+    S = random_similarity(5, 5)
+    plan = scale * torch.eye(5, dtype=torch.float64)
+    torch.testing.assert_close(objectives.transported(S, plan), objectives.infonce(S))
+
+
+def test_gradient_of_transported_is_that_of_finite_differences():
+    S = random_similarity(3, 4).requires_grad_()
+    plan = random_similarity(3, 4, seed=2).abs()
+    assert torch.autograd.gradcheck(lambda S: objectives.transported(S, plan, 0.2), (S,))

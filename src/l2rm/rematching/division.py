@@ -41,8 +41,9 @@ class BetaMixture:
         iterations: EM iterations from the start that was chosen.
         log_likelihood: of the scaled losses, each counted by its weight.
         degenerate: None, or why there is nothing to divide: "constant" (all losses are equal), "too few" (fewer than
-            four distinct losses), "one mode" (a single Beta explains the losses as well). All pairs are then matched,
-            because nothing speaks against any of them; alpha and beta are those of the single Beta, 1 if there is none.
+            four distinct losses), "one mode" (a single Beta explains the losses as well, or the two do not tell low
+            losses from high ones). All pairs are then matched, because nothing speaks against any of them; alpha and
+            beta are those of the single Beta, 1 if there is none.
 
     Example:
         >>> losses = torch.cat([torch.linspace(0.0, 0.3, 60), torch.linspace(0.7, 1.0, 40)])
@@ -79,8 +80,9 @@ class BetaMixture:
             weights: same shape, not negative; a pair of weight 2 counts as two pairs.
             one_mode: what to do where one Beta, on a range of its own, explains the losses as well as two do (by BIC
                 for three parameters, or to 0.004 of mean log-likelihood): "matched" takes all pairs as matched, since
-                two components fitted to a single heap call any share of it mismatched, up to 99 %; "mixture" divides
-                all the same, as published.
+                two components fitted to a single heap call any share of it mismatched, up to 99 %; so it does where
+                the matched component, that of the least losses, has not the lower mean or heaps the greatest losses up
+                too. "mixture" divides all the same, as published.
             max_iterations: of EM, for the start that is chosen.
             tolerance: EM stops when an iteration raises the mean log-likelihood of a pair by less.
 
@@ -107,12 +109,13 @@ class BetaMixture:
         best = max(trials, key=lambda state: state.likelihood)
         if not best.converged:
             best = _expectation_maximisation(data, best, max_iterations, tolerance)
-        if one_mode == "matched":
-            alone, elsewhere = data.single()
-            if best.likelihood - elsewhere < max(1.5 * math.log(max(data.total, 1.0)), _LEAST_GAIN * data.total):
-                return cls._all_matched("one mode", lower, upper, *alone)
         first = _log_beta(_EDGE, *best.shapes[0])
         order = (0, 1) if first >= _log_beta(_EDGE, *best.shapes[1]) else (1, 0)
+        if one_mode == "matched":
+            alone, elsewhere = data.single()
+            needed = max(1.5 * math.log(max(data.total, 1.0)), _LEAST_GAIN * data.total)
+            if best.likelihood - elsewhere < needed or not _is_low(*(best.shapes[k] for k in order)):
+                return cls._all_matched("one mode", lower, upper, *alone)
         return cls(
             alpha=_pair([best.shapes[k][0] for k in order]),
             beta=_pair([best.shapes[k][1] for k in order]),
@@ -348,6 +351,12 @@ def _log_beta(x: float, alpha: float, beta: float) -> float:
 
 def _log(value: float) -> float:
     return math.log(max(value, 1e-300))
+
+
+def _is_low(matched: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether the matched Beta (alpha, beta) has the lower mean and no second peak, at the greatest losses."""
+    (a0, b0), (a1, b1) = matched, other
+    return a0 * b1 < a1 * b0 and (a0 >= 1 or b0 >= 1)
 
 
 def _pair(values: list[float]) -> Tensor:

@@ -66,6 +66,12 @@ def check_config(config: TrainConfig) -> None:
             f"rematching.queue_size: {config.rematching.queue_size} is less than a batch has ({config.batch_size}); "
             "give 0 for the batch alone, or more"
         )
+    if config.rematching.folds == 1:
+        raise InputError("rematching.folds: 1 leaves nothing to learn from; give 0 for no folds, or 2 or more")
+    if config.rematching.folds and not config.warmup_epochs:
+        raise InputError(
+            "rematching.folds: the models of the folds learn in warmup_epochs, which is 0; give at least 1"
+        )
     if config.objective != "auto" and config.method not in CANDIDATES:
         raise InputError(f"objective: method {config.method} has its own; leave it at auto")
 
@@ -89,6 +95,11 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
         )
     if len(pairs) < 2 or pairs.n_images < 2:
         raise InputError(f"{pairs.source}: {len(pairs)} training pairs; at least two pairs of two images are needed")
+    if config.method == "l2rm" and pairs.n_images < 2 * config.rematching.folds:
+        raise InputError(
+            f"{pairs.source}: {pairs.n_images} training images are fewer than two for each of "
+            f"{config.rematching.folds} folds; give less rematching.folds"
+        )
     if not len(dev):
         raise InputError(f"{dev.source}: no dev pairs to choose the model on; give some")
     if vocabulary is not None and pairs.caption_features is not None:

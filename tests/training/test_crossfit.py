@@ -1,0 +1,331 @@
+"""Ranks of given images against a plain loop; the cross-fitted division; and runs that learn from it."""
+
+import dataclasses
+import os
+import shutil
+import signal
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from l2rm.data.batches import Batches
+from l2rm.data.vocabulary import Vocabulary
+from l2rm.errors import InputError
+from l2rm.evaluation.detection import measure_detection
+from l2rm.evaluation.scores import MatrixScores
+from l2rm.similarity.model import build_model
+from l2rm.training import crossfit, trainer
+from l2rm.training.crossfit import cross_fit, rank_p_values
+from l2rm.training.interrupt import Interrupted
+from l2rm.training.run import load_run
+from l2rm.training.train import data_shape
+from l2rm.training.trainer import Trainer
+
+FOLDED = {"folds": 3, "take": "sample", "targets": "mass", "matched_objective": "infonce"}
+
+
+def scores_with_ties(images=12, captions=30, seed=0):
+    """Scores of few values, so that many tie, and a given image for every caption; every image is given."""
+    rng = np.random.default_rng(seed)
+    image_of = rng.permutation(np.arange(captions) % images)
+    return rng.integers(0, 4, size=(images, captions)) / 4.0, image_of
+
+
+def loop_p_values(S, image_of, rivals, tau, together):
+    """One caption (or image) after the other: how many rivals reach its given image, which counts half."""
+    surprise = {}
+    for caption in range(S.shape[1]):
+        norm = np.log(sum(np.exp(S[rival, caption] / tau) for rival in rivals))
+        for image in range(len(S)):
+            surprise[image, caption] = S[image, caption] / tau - norm
+    p_values = []
+    for caption, given in enumerate(image_of):
+        judges = [c for c in range(S.shape[1]) if image_of[c] == given] if together else [caption]
+        own = sum(surprise[given, c] for c in judges)
+        others = [rival for rival in rivals if rival != given]
+        above = sum(sum(surprise[rival, c] for c in judges) >= own - 1e-6 for rival in others)
+        p_values.append((above + 0.5) / (len(others) + 1))
+    return p_values
+
+
+# ----------------------------------------------------------------------------------------------------------- ranks
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["pair", "image"])
+@pytest.mark.parametrize("rivals", [512, 7], ids=["all", "some"])
+def test_p_values_are_those_of_a_plain_loop(monkeypatch, together, rivals):
+    monkeypatch.setattr(crossfit, "RIVALS", rivals)
+    S, image_of = scores_with_ties()
+    S = S + (np.random.default_rng(1).normal(size=S.shape) if together else 0)  # sums that tie do so up to rounding
+    p_values = rank_p_values(MatrixScores(S), image_of, tau=0.5, together=together, seed=(5,))
+    chosen = np.random.default_rng((5,)).permutation(len(S))[:rivals]
+    assert p_values.tolist() == pytest.approx(loop_p_values(S, image_of, chosen, 0.5, together), abs=1e-6)
+    assert bool(((p_values > 0) & (p_values < 1)).all())
+
+
+def test_a_tie_counts_against_the_given_image():
+    flat = rank_p_values(MatrixScores(np.zeros((4, 4))), np.arange(4), tau=0.05, together=False, seed=(0,))
+    assert flat.tolist() == pytest.approx([3.5 / 4] * 4)
+    best = rank_p_values(MatrixScores(np.eye(4)), np.arange(4), tau=0.05, together=False, seed=(0,))
+    assert best.tolist() == pytest.approx([0.5 / 4] * 4)
+
+
+def test_together_captions_of_an_image_share_a_p_value_and_outweigh_one_another():
+    S = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.1, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    given = np.array([0, 0, 1, 1])
+    alone = rank_p_values(MatrixScores(S), given, tau=0.1, together=False, seed=(0,))
+    assert alone.tolist() == pytest.approx([0.5 / 3, 2.5 / 3, 0.5 / 3, 0.5 / 3])
+    together = rank_p_values(MatrixScores(S), given, tau=0.1, together=True, seed=(0,))
+    assert together.tolist() == pytest.approx([0.5 / 3] * 4)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["pair", "image"])
+@pytest.mark.parametrize("chunk", [1, 4, 29])
+def test_chunks_change_nothing(monkeypatch, together, chunk):
+    rng = np.random.default_rng(3)
+    S, image_of = rng.normal(size=(12, 30)), scores_with_ties()[1]
+    whole = rank_p_values(MatrixScores(S), image_of, tau=0.5, together=together, seed=(5,))
+    monkeypatch.setattr(crossfit, "CHUNK", chunk)
+    assert torch.equal(rank_p_values(MatrixScores(S), image_of, tau=0.5, together=together, seed=(5,)), whole)
+
+
+def test_ranks_of_chance_are_uniform():
+    rng = np.random.default_rng(0)
+    p = rank_p_values(MatrixScores(rng.normal(size=(100, 2000))), np.arange(2000) % 100, tau=1, together=False, seed=())
+    assert np.histogram(p, bins=10, range=(0, 1))[0].tolist() == pytest.approx([200] * 10, abs=60)
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    S = np.random.default_rng(0).normal(size=(4, 4))
+    S[1, 2] = np.nan
+    with pytest.raises(InputError, match="scores: NaN"):
+        rank_p_values(MatrixScores(S), np.arange(4), tau=1, together=False, seed=())
+
+
+# -------------------------------------------------------------------------------------------------------- division
+
+
+@pytest.fixture
+def fitted(small):
+    """`fitted(settings)`: cross-fit on the small set; with the model that it was told."""
+
+    def fit(**rematching):
+        pairs = small.small_train()
+        config = small.small_config(rematching={"folds": 3, **rematching})
+        torch.manual_seed(0)
+        vocabulary = Vocabulary.build(pairs.captions, min_count=1)
+        model = build_model(config.model, data_shape(pairs, vocabulary))
+        model.vocabulary = vocabulary
+        return cross_fit(model, Batches(pairs, vocabulary), config), pairs, model
+
+    return fit
+
+
+@pytest.mark.parametrize("evidence", ["pair", "image"])
+def test_mismatches_are_found_by_models_that_did_not_see_them(fitted, evidence):
+    division, pairs, _ = fitted(evidence=evidence)
+    assert division.match_probability.dtype == division.losses.dtype == np.float32
+    assert measure_detection(division.match_probability, pairs.is_mismatched).auroc > 0.8
+    facts = division.statistics(0.5, pairs.is_mismatched)
+    assert facts["accuracy"] > 0.75
+    assert facts["estimated_ratio"] == pytest.approx(0.4, abs=0.15)
+    assert {"uniform", "shape", "matched", "mismatched", "purity"} <= facts.keys()
+    if evidence == "image":
+        for image in range(pairs.n_images):
+            assert len(set(division.match_probability[pairs.image_of == image])) == 1
+
+
+def test_nothing_else_is_touched_and_the_result_is_the_same_again(fitted, small):
+    pairs = small.small_train()
+    config = small.small_config(rematching={"folds": 2, "fold_rounds": 1})
+    vocabulary = Vocabulary.build(pairs.captions, min_count=1)
+    model = build_model(config.model, data_shape(pairs, vocabulary)).train()
+    model.vocabulary = vocabulary
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first = cross_fit(model, Batches(pairs, vocabulary), config)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    again = cross_fit(model, Batches(pairs, vocabulary), config)
+    assert np.array_equal(first.match_probability, again.match_probability)
+    assert np.array_equal(first.losses, again.losses)
+    other = cross_fit(model, Batches(pairs, vocabulary), dataclasses.replace(config, seed=1))
+    assert not np.array_equal(first.losses, other.losses)
+
+
+def test_no_model_judges_an_image_that_it_learned_from(small, monkeypatch, fitted):
+    learned, judged = [], []
+    warmed_up, p_values = crossfit._warmed_up, crossfit.rank_p_values
+
+    def watched(model, batches, rows, *others):
+        learned.append(set(batches.pairs.image_of[rows]))
+        return warmed_up(model, batches, rows, *others)
+
+    def ranked(scores, image_of, **options):
+        judged.append(len(image_of))
+        return p_values(scores, image_of, **options)
+
+    takes = []
+    take = type(small.small_train()).take
+
+    def taken(self, rows):
+        if len(self) == 360:
+            takes.append(set(self.image_of[rows]))
+        return take(self, rows)
+
+    monkeypatch.setattr(crossfit, "_warmed_up", watched)
+    monkeypatch.setattr(crossfit, "rank_p_values", ranked)
+    monkeypatch.setattr(type(small.small_train()), "take", taken)
+    fitted(folds=3, fold_rounds=2)
+    assert len(learned) == len(judged) == 6
+    assert sum(judged) == 2 * 360
+    for fold, images in enumerate(learned):
+        held_out = takes[fold * len(takes) // 6]
+        assert len(held_out) == 60
+        assert not images & held_out
+    assert all(len(images) == 120 for images in learned[:3])  # all the others; then those drawn as matched
+    assert all(len(images) < 120 for images in learned[3:])
+
+
+def test_a_signal_stops_it(small, fitted, monkeypatch):
+    pairs, config = small.small_train(20), small.small_config(rematching={"folds": 2})
+    vocabulary = Vocabulary.build(pairs.captions, min_count=1)
+    model = build_model(config.model, data_shape(pairs, vocabulary))
+    model.vocabulary = vocabulary
+
+    def stop():
+        raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        cross_fit(model, Batches(pairs, vocabulary), config, stop=stop)
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture(scope="module")
+def folded(small, tmp_path_factory):
+    """An uninterrupted run with folds; no test may change it."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("folded") / "run"
+    return small.train(
+        small.small_train(), small.small_dev(), small.small_config(rematching=FOLDED), out, progress=False
+    )
+
+
+def test_a_run_with_folds_learns_from_draws_and_by_mass(small, folded):
+    pairs = small.small_train()
+    chance = 2 * 100 * (1 + 5 + 10) / 30
+    assert all(line["dev"]["rsum"] > 3 * chance for line in folded.metrics[3:])
+    assert all(np.isfinite(list(line["losses"].values())).all() for line in folded.metrics)
+    lines = folded.metrics[3:]
+    assert [line["division"] for line in lines] == [lines[0]["division"]] * 3  # divided once, as no model may learn it
+    assert all(line["transport"]["mass"] == pytest.approx(0.1, abs=1e-4) for line in lines)
+    probability = pq.read_table(folded.folder / "pairs.parquet")["match_probability"].to_numpy()
+    assert measure_detection(probability, pairs.is_mismatched).auroc > 0.8
+    division = lines[0]["division"]
+    assert division["matched"] == int((probability > 0.5).sum())
+    assert division["estimated_ratio"] == pytest.approx(1 - probability.mean(), abs=1e-6)
+
+
+def test_its_folder_tells_the_cross_fitted_probabilities_of_its_own_pairs_only(small, folded):
+    pairs = small.small_train()
+    run = load_run(folded.folder)
+    probability = run.match_probability(pairs)
+    assert probability.dtype == np.float64
+    table = pq.read_table(folded.folder / "pairs.parquet")
+    assert np.array_equal(probability, table["match_probability"].to_numpy())
+    assert run.match_probability(small.small_pairs(180, seed=1)) is None  # the same captions, other images
+    assert run.match_probability(small.small_dev()) is None
+    assert run.match_probability(pairs.take(slice(0, 359))) is None
+    assert run.match_probability(pairs.take(np.arange(360)[::-1])) is None
+
+
+def test_what_is_taken_is_drawn_anew_every_epoch_by_match_probability(small, monkeypatch, tmp_path):
+    drawn, divided, divisions = [], Trainer._divided, []
+
+    def watched(self):
+        matched, mismatched = divided(self)
+        drawn.append((self.state["epoch"], matched, mismatched, self.state["match_probability"].numpy()))
+        return matched, mismatched
+
+    def fit(*arguments, **options):
+        divisions.append(cross_fit(*arguments, **options))
+        return divisions[-1]
+
+    monkeypatch.setattr(Trainer, "_divided", watched)
+    monkeypatch.setattr(trainer, "cross_fit", fit)
+    config = small.small_config(warmup_epochs=1, rematching_epochs=2, rematching={**FOLDED, "fold_rounds": 1})
+    run = small.train(small.small_train(), small.small_dev(), config, tmp_path / "run", progress=False)
+    (division,) = divisions
+    assert np.array_equal(run.match_probability(small.small_train()), division.match_probability)
+    for _, matched, mismatched, probability in drawn:
+        assert sorted([*matched, *mismatched]) == list(range(360))
+        assert np.array_equal(probability, division.match_probability)
+        spread = float(np.sqrt((probability * (1 - probability)).sum()))
+        assert len(matched) == pytest.approx(float(probability.sum()), abs=4 * spread)
+    (first, *_), (last, *_) = ([m for e, m, *_ in drawn if e == epoch] for epoch in (1, 2))
+    assert not np.array_equal(first, last)
+
+
+@pytest.mark.parametrize("when", ["while cross-fitting", "between two steps"])
+def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monkeypatch, when):
+    def go():
+        config = small.small_config(rematching=FOLDED)
+        return small.train(
+            small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
+        )
+
+    owner, name = (crossfit, "_warmed_up") if when == "while cross-fitting" else (Trainer, "_learn")
+    step, done, at = getattr(owner, name), 0, 4 if owner is crossfit else 3 * 12 + 9
+
+    def signalled(*arguments):
+        nonlocal done
+        done += 1
+        if done == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(owner, name, signalled)
+    with pytest.raises(Interrupted):
+        go()
+    assert done == at
+    if owner is Trainer:  # what was divided before is not divided again
+        monkeypatch.setattr(trainer, "cross_fit", lambda *_, **__: pytest.fail("divides again"))
+    run = go()
+    for name in ("model.safetensors", "pairs.parquet"):
+        assert (run.folder / name).read_bytes() == (folded.folder / name).read_bytes(), name
+    timeless = ("epoch", "losses", "dev", "transport")
+    assert [[line[key] for key in timeless] for line in run.metrics] == [
+        [line[key] for key in timeless] for line in folded.metrics
+    ]
+
+
+def test_other_folds_are_another_configuration(small, folded, tmp_path):
+    shutil.copytree(folded.folder, tmp_path / "run")
+    config = small.small_config(rematching={**FOLDED, "folds": 4})
+    with pytest.raises(InputError, match=r"rematching\.folds was 3 and is now 4"):
+        small.train(small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("rematching", "schedule", "message"),
+    [
+        ({"folds": 1}, {}, "rematching.folds: 1 "),
+        ({"folds": 91}, {}, "small: 180 training images are fewer than two for each of 91 folds"),
+        ({"folds": 2}, {"warmup_epochs": 0}, "rematching.folds: "),
+    ],
+    ids=["a single fold", "more folds than images", "no warm-up"],
+)
+def test_folds_that_cannot_be_are_refused(small, tmp_path, rematching, schedule, message):
+    config = small.small_config(rematching=rematching, **schedule)
+    with pytest.raises(InputError, match=r"^[^\n]*$") as error:
+        small.train(small.small_train(), small.small_dev(), config, tmp_path / "run", progress=False)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
