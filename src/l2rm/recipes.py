@@ -36,7 +36,7 @@ def quickstart() -> TrainConfig:
         batch_size=128,
         model=ModelConfig(similarity="cosine", caption_tower="bag", embed_dim=256, min_word_count=1, dropout=0.2),
         rematching=RematchingConfig(
-            matched_objective="symmetric_cross_entropy",
+            matched_objective="infonce",
             take="sample",
             folds=4,
             evidence="image",
