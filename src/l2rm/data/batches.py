@@ -40,7 +40,7 @@ class Batches:
 
     def __init__(self, pairs: Pairs, vocabulary: Vocabulary | None, device: torch.device | str = "cpu") -> None:
         if pairs.features is None:
-            raise InputError(f"{pairs.source}: no image features; encode the images first (`l2rm encode`)")
+            raise InputError(f"{pairs.source}: no image features; make them with l2rm.encode(pairs)")
         if pairs.caption_features is None and vocabulary is None:
             raise InputError(f"{pairs.source}: captions are words, but there is no vocabulary to read them by")
         self.pairs = pairs
