@@ -37,6 +37,7 @@ class Audit:
         rematch_row: `(rows,)` the row whose caption is suggested for the pair's image, −1 where there is none.
         rematch_confidence: `(rows,)` match probability of the pair (suggested image, caption).
         keep_threshold, rematch_threshold: what decides; see `decision`.
+        by_losses: whether `match_probability` is the mixture's, not one given from elsewhere.
     """
 
     pairs: Pairs
@@ -48,6 +49,7 @@ class Audit:
     rematch_confidence: np.ndarray
     keep_threshold: float
     rematch_threshold: float
+    by_losses: bool = True
 
     @property
     def is_mismatched(self) -> np.ndarray:
@@ -213,6 +215,7 @@ def audit_scores(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
+    by_losses = match_probability is None
     if match_probability is None:
         match_probability = _probability(mixture, evidence.losses)
     return Audit(
@@ -225,6 +228,7 @@ def audit_scores(
         rematch_confidence=_probability(mixture, evidence.suggestion_losses),
         keep_threshold=keep_threshold,
         rematch_threshold=rematch_threshold,
+        by_losses=by_losses,
     )
 
 

@@ -51,6 +51,7 @@ def render_report(audit: "Audit", *, metrics: "MetricsByMethod | None" = None, c
     environment.filters["percent"] = percent
     template = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
+        by_losses=audit.by_losses,
         source=audit.pairs.source,
         counts=_counts(audit),
         histograms=_histograms(audit),
