@@ -108,6 +108,13 @@ def test_the_same_audit_gives_the_same_page(case, tmp_path: Path) -> None:  # ty
     assert pages[0] == pages[1]
 
 
+def test_page_says_where_match_probabilities_come_from(case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    given = audit_scores(case.scores, case.pairs, match_probability=case.audit.match_probability, progress=False)
+    pages = [" ".join(written(audit, tmp_path).texts) for audit in (case.audit, given)]
+    assert ["comes from the left one" in page for page in pages] == [True, False]
+    assert ["those that the training found" in page for page in pages] == [False, True]
+
+
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted"'
 
 

@@ -119,7 +119,7 @@ def symmetric_kl(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
 def transported(S: Tensor, plan: Tensor, tau: float = 0.05) -> Tensor:
     """Cross entropy where mass moves and nowhere else: `Σ_ij π_ij (−log P_ij − log Q_ij) / Σ_ij π_ij`.
 
-    Unlike the soft objectives above it does not normalise rows, so that a row which transports nothing teaches nothing.
+    Unlike the soft objectives above it does not normalise rows, so that a row which transports nothing is no target.
 
     Example:
         >>> plan = torch.tensor([[0.1, 0.0], [0.0, 0.0]])

@@ -52,7 +52,13 @@ def cross_fit(
         p_values = torch.zeros(len(pairs))
         for fold in range(settings.folds):
             seed = (config.seed, SALT, turn, fold)
-            fresh = _warmed_up(model, batches, np.flatnonzero((fold_of != fold) & taken), config, seed, stop)
+            rows = np.flatnonzero((fold_of != fold) & taken)
+            if len(rows) < 2:
+                raise RuntimeError(
+                    f"the cross-fitted division takes {len(rows)} pairs of fold {fold + 1} as matched, so nothing is "
+                    "left to learn from; warm up longer, or set fold_rounds to 1"
+                )
+            fresh = _warmed_up(model, batches, rows, config, seed, stop)
             held_out = np.flatnonzero(fold_of == fold)
             p_values[held_out] = rank_p_values(
                 ModelScores(fresh, pairs.take(held_out)),
