@@ -20,7 +20,7 @@ from l2rm.errors import InputError
 Degenerate = Literal["constant", "too few", "one mode"]
 
 _EDGE = 1e-3  # scaled losses at 0 and 1 are moved here, where a Beta density is finite; also where matched is decided
-_BOUNDS = (1e-2, 50.0)  # of every alpha and beta: no component shrinks onto a pile of equal losses
+_BOUNDS = (1e-2, 1e4)  # of every alpha and beta: no component shrinks onto a single loss
 _FEWEST = 4  # distinct losses that a division needs
 _REACH = (0.0, 0.02, 0.1, 0.5, 2.0, 10.0)  # how far the range of a single Beta may reach beyond the scaled losses
 _LEAST_GAIN = 0.004  # mean log-likelihood by which two components must beat one, however many losses there are
