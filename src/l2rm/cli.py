@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ SkipBad = Annotated[Flag, arg(help="Leave bad rows out and list them, instead of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ABC):
     """What every command takes."""
 
     quiet: Flag = False
@@ -46,9 +47,9 @@ class Command:
     debug: Flag = False
     """Show the traceback of an error."""
 
+    @abstractmethod
     def run(self) -> None:
         """Do it, and print what came out."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
