@@ -71,6 +71,7 @@ def faithful(config: TrainConfig) -> TrainConfig:
         config.rematching,
         forbid="pair",
         one_mode="mixture",
+        estimator="moments",
         monotone=False,
         smoothing=0.0,
         queue_size=0,

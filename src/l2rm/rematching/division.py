@@ -8,7 +8,7 @@ component is the match probability (L2RM, CVPR 2024; the mixture goes back to Ar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from l2rm.errors import InputError
 
 Degenerate = Literal["constant", "too few", "one mode"]
+Estimator = Literal["likelihood", "moments"]
 
 _EDGE = 1e-3  # scaled losses at 0 and 1 are moved here, where a Beta density is finite; also where matched is decided
 _BOUNDS = (1e-2, 1e4)  # of every alpha and beta: no component shrinks onto a single loss
@@ -70,10 +71,11 @@ class BetaMixture:
         *,
         weights: Tensor | None = None,
         one_mode: Literal["matched", "mixture"] = "matched",
+        estimator: Estimator = "likelihood",
         max_iterations: int = 1000,
         tolerance: float = 1e-8,
     ) -> BetaMixture:
-        """Fits the mixture by maximum likelihood: EM from three starts, the likeliest of which is carried on.
+        """Fits the mixture by EM, from three starts of which the likeliest is carried on.
 
         Args:
             losses: any shape, one loss a pair. The work is done in float64 on their device (float32 on MPS).
@@ -83,14 +85,19 @@ class BetaMixture:
                 two components fitted to a single heap call any share of it mismatched, up to 99 %; so it does where
                 the matched component, that of the least losses, has not the lower mean or heaps the greatest losses up
                 too. "mixture" divides all the same, as published.
+            estimator: what EM takes for the shapes of a component. "likelihood": the likeliest ones. "moments": those
+                with its mean and variance, from one start only, the slopes of Arazo et al.; where many losses are
+                exactly 0, as those of a triplet loss become, the likeliest shapes shrink onto them, moments do not.
             max_iterations: of EM, for the start that is chosen.
-            tolerance: EM stops when an iteration raises the mean log-likelihood of a pair by less.
+            tolerance: EM stops when an iteration changes the mean log-likelihood of a pair by less.
 
         Raises:
             InputError: no losses, losses or weights that are not finite, negative weights, a shape that differs.
         """
         if one_mode not in ("matched", "mixture"):
             raise InputError(f'one_mode: "{one_mode}" is unknown; take "matched" or "mixture"')
+        if estimator not in ("likelihood", "moments"):
+            raise InputError(f'estimator: "{estimator}" is unknown; take "likelihood" or "moments"')
         if max_iterations < 1:
             raise InputError(f"max_iterations: {max_iterations} is less than 1; try 1000")
         values, counts = _checked(losses, weights)
@@ -102,24 +109,21 @@ class BetaMixture:
             return cls._all_matched("constant", lower, upper)
         if len(torch.unique(values)) < _FEWEST:
             return cls._all_matched("too few", lower, upper)
-        data = _Data(_scaled(values, lower, upper), counts)
-        trials = [
-            _expectation_maximisation(data, start, min(_TRIAL, max_iterations), tolerance) for start in data.starts()
-        ]
-        best = max(trials, key=lambda state: state.likelihood)
-        if not best.converged:
-            best = _expectation_maximisation(data, best, max_iterations, tolerance)
-        first = _log_beta(_EDGE, *best.shapes[0])
-        order = (0, 1) if first >= _log_beta(_EDGE, *best.shapes[1]) else (1, 0)
-        if one_mode == "matched":
-            alone, elsewhere = data.single()
-            needed = max(1.5 * math.log(max(data.total, 1.0)), _LEAST_GAIN * data.total)
-            if best.likelihood - elsewhere < needed or not _is_low(*(best.shapes[k] for k in order)):
-                return cls._all_matched("one mode", lower, upper, *alone)
+        x = _scaled(values, lower, upper)
+        if one_mode == "matched" or estimator == "likelihood":
+            data = _Data(x, counts, "likelihood")
+            best = _likeliest(data, max_iterations, tolerance)
+            if one_mode == "matched":
+                alone, elsewhere = data.single()
+                needed = max(1.5 * math.log(max(data.total, 1.0)), _LEAST_GAIN * data.total)
+                if best.likelihood - elsewhere < needed or not _is_low(*best.shapes):
+                    return cls._all_matched("one mode", lower, upper, *alone)
+        if estimator == "moments":
+            best = _expectation_maximisation(_Data(x, counts, "moments"), _SLOPES, max_iterations, tolerance).ordered()
         return cls(
-            alpha=_pair([best.shapes[k][0] for k in order]),
-            beta=_pair([best.shapes[k][1] for k in order]),
-            weight=_pair([best.weight[k] for k in order]),
+            alpha=_pair([shape[0] for shape in best.shapes]),
+            beta=_pair([shape[1] for shape in best.shapes]),
+            weight=_pair(list(best.weight)),
             lower=lower,
             upper=upper,
             converged=best.converged,
@@ -212,13 +216,24 @@ class _State:
     iterations: int = 0
     converged: bool = False
 
+    def ordered(self) -> _State:
+        """The same with the matched component first: the one likelier at the least losses."""
+        if _log_beta(_EDGE, *self.shapes[0]) >= _log_beta(_EDGE, *self.shapes[1]):
+            return self
+        return replace(self, shapes=self.shapes[::-1], weight=self.weight[::-1])
+
+
+_SLOPES = _State(shapes=((1.0, 2.0), (2.0, 1.0)), weight=(0.5, 0.5))
+"""Where EM starts in Arazo et al.: one density falls all the way, the other rises."""
+
 
 class _Data:
-    """Scaled losses as EM sees them: only log x, log(1 - x) and the weights count."""
+    """Scaled losses as EM sees them: a density needs only log x and log(1 - x), moments only x and its square."""
 
-    def __init__(self, x: Tensor, counts: Tensor) -> None:
-        self.x, self.counts = x, counts
+    def __init__(self, x: Tensor, counts: Tensor, estimator: Estimator) -> None:
+        self.x, self.counts, self.estimator = x, counts, estimator
         self.statistics = torch.stack([torch.ones_like(x), x.log(), torch.log1p(-x)])
+        self.powers = torch.stack([torch.ones_like(x), x, x.square()])
         self.total = float(counts.sum())
 
     def single(self) -> tuple[tuple[float, float, float], float]:
@@ -239,14 +254,13 @@ class _Data:
         return (alpha, beta, self.total * _mean_likelihood(alpha, beta, low[0], high[0])), best * self.total
 
     def starts(self) -> list[_State]:
-        """Losses split at their (weighted) median and at half of their range; and the two slopes of Arazo et al."""
+        """The two slopes; and losses split at their (weighted) median and at half of their range."""
         values, order = self.x.sort()
         median = values[torch.searchsorted(self.counts[order].cumsum(0), self.total / 2).clamp(max=len(values) - 1)]
-        slopes = _State(shapes=((1.0, 2.0), (2.0, 1.0)), weight=(0.5, 0.5))
-        states = [slopes]
+        states = [_SLOPES]
         for cut in (float(median), 0.5):
             low = torch.where(self.x <= cut, 0.95, 0.05)
-            states.append(self.maximised(low, slopes))
+            states.append(self.maximised(low, _SLOPES))
         return states
 
     def expectation(self, state: _State) -> tuple[Tensor, float]:
@@ -260,19 +274,35 @@ class _Data:
         return torch.sigmoid(first - second), likelihood
 
     def maximised(self, low: Tensor, state: _State) -> _State:
-        """The likeliest parameters given the responsibilities; `state` is where the search begins."""
+        """The estimator's parameters given the responsibilities; `state` is where a search for the likeliest begins."""
         shares = torch.stack([self.counts * low, self.counts * (1 - low)])
-        sums = (shares[:, None] * self.statistics).sum(2).tolist()
+        by_moments = self.estimator == "moments"
+        sums = (shares[:, None] * (self.powers if by_moments else self.statistics)).sum(2).tolist()
         weights = [max(row[0] / self.total, 1e-300) for row in sums]
         shapes = [
-            _maximise(row[1] / row[0], row[2] / row[0], shape) if row[0] > 1e-12 * self.total else shape
+            shape
+            if row[0] <= 1e-12 * self.total
+            else (
+                _of_moments(row[1] / row[0], row[2] / row[0])
+                if by_moments
+                else _maximise(row[1] / row[0], row[2] / row[0], shape)
+            )
             for row, shape in zip(sums, state.shapes, strict=True)
         ]
         return _State(shapes=(shapes[0], shapes[1]), weight=(weights[0], weights[1]))
 
 
+def _likeliest(data: _Data, limit: int, tolerance: float) -> _State:
+    """EM from every start, carried on from the one that is likeliest after a few iterations."""
+    trials = [_expectation_maximisation(data, start, min(_TRIAL, limit), tolerance) for start in data.starts()]
+    best = max(trials, key=lambda state: state.likelihood)
+    if not best.converged:
+        best = _expectation_maximisation(data, best, limit, tolerance)
+    return best.ordered()
+
+
 def _expectation_maximisation(data: _Data, state: _State, limit: int, tolerance: float) -> _State:
-    """EM from `state` until `limit` iterations in all; each raises the likelihood, up to rounding."""
+    """EM from `state` until the likelihood settles, or `limit` iterations in all."""
     low, likelihood = data.expectation(state)
     done = state.iterations
     while done < limit:
@@ -280,7 +310,7 @@ def _expectation_maximisation(data: _Data, state: _State, limit: int, tolerance:
         before = likelihood
         low, likelihood = data.expectation(state)
         done += 1
-        if likelihood - before <= tolerance * data.total:
+        if abs(likelihood - before) <= tolerance * data.total:
             return _State(
                 shapes=state.shapes, weight=state.weight, likelihood=likelihood, iterations=done, converged=True
             )
@@ -317,6 +347,14 @@ def _maximise(p: float, q: float, start: tuple[float, float]) -> tuple[float, fl
         alpha, beta, value = new_a, new_b, new
         if moved < 1e-10:
             break
+    return alpha, beta
+
+
+def _of_moments(mean: float, square: float) -> tuple[float, float]:
+    """alpha and beta of the Beta with this mean of x and of its square, within bounds."""
+    lowest, highest = _BOUNDS
+    both = mean * (1 - mean) / max(square - mean * mean, 1e-300) - 1
+    alpha, beta = (min(max(part * both, lowest), highest) for part in (mean, 1 - mean))
     return alpha, beta
 
 

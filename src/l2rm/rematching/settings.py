@@ -54,6 +54,8 @@ class RematchingConfig:
     one_mode: Literal["matched", "mixture"] = "matched"
     """When one Beta explains the losses as well as two. matched: nothing is suspect. mixture: split all the same, as
     published."""
+    estimator: Literal["likelihood", "moments"] = "moments"
+    """How the Beta mixture takes the shapes of its components. moments: by mean and variance, as published."""
     monotone: bool = True
     """Match probability never rises with the loss. False: the mixture's own posterior, as published."""
     smoothing: float = 0.0

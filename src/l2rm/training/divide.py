@@ -53,7 +53,7 @@ def divide(
     Args:
         model: what is to be asked; its mode is left as it was.
         batches: all training pairs.
-        config: `margin`, `one_mode`, `monotone` and `smoothing` count here.
+        config: `margin`, `one_mode`, `estimator`, `monotone` and `smoothing` count here.
         batch_size: pairs a batch.
         seed: rules which pairs share a batch.
         previous: match probabilities of the division before, for `config.smoothing`.
@@ -69,7 +69,7 @@ def divide(
         for rows in parts:
             batch = batches.batch(rows)
             losses[rows] = pair_loss(model(batch.images, batch.captions, batch.lengths), config.margin).float().cpu()
-    mixture = BetaMixture.fit(losses, one_mode=config.one_mode)
+    mixture = BetaMixture.fit(losses, one_mode=config.one_mode, estimator=config.estimator)
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:
         probability = config.smoothing * previous + (1 - config.smoothing) * probability
