@@ -30,20 +30,22 @@ def quickstart() -> TrainConfig:
     """
     return TrainConfig(
         warmup_epochs=2,
-        rematching_epochs=6,
-        decay_every=3,
+        rematching_epochs=4,
+        decay_every=2,
         lr=3e-3,
         batch_size=128,
-        model=ModelConfig(similarity="cosine", caption_tower="bag", embed_dim=256, min_word_count=1, dropout=0.2),
+        model=ModelConfig(similarity="cosine", caption_tower="bag", embed_dim=256, min_word_count=1, dropout=0.4),
         rematching=RematchingConfig(
-            matched_objective="infonce",
-            take="sample",
-            folds=4,
+            tau=0.1,
+            matched_objective="symmetric_cross_entropy",
+            take="weight",
+            folds=8,
+            fold_rounds=3,
             evidence="image",
             targets="mass",
             mass=0.3,
             reg=0.03,
-            rematch_weight=0.3,
+            rematch_weight=0.1,
         ),
     )
 
@@ -94,5 +96,5 @@ def _published(*, warmup_epochs: int, rematching_epochs: int, decay_every: int, 
         model=ModelConfig(
             similarity="sgr", embed_dim=1024, word_dim=300, similarity_dim=256, graph_steps=3, dropout=0.4
         ),
-        rematching=RematchingConfig(reg=reg),
+        rematching=RematchingConfig(reg=reg, estimator="moments"),
     )

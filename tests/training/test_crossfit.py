@@ -23,7 +23,7 @@ from l2rm.training.run import load_run
 from l2rm.training.train import data_shape
 from l2rm.training.trainer import Trainer
 
-FOLDED = {"folds": 3, "take": "sample", "targets": "mass", "matched_objective": "infonce"}
+FOLDED = {"folds": 3, "take": "weight", "targets": "mass", "matched_objective": "infonce"}
 
 
 def scores_with_ties(images=12, captions=30, seed=0):
@@ -40,6 +40,13 @@ def loop_p_values(S, image_of, rivals, tau, together):
         norm = np.log(sum(np.exp(S[rival, caption] / tau) for rival in rivals))
         for image in range(len(S)):
             surprise[image, caption] = S[image, caption] / tau - norm
+    for image in range(len(S)):
+        liked = []
+        for rival in rivals:
+            own = [surprise[image, c] for c in range(S.shape[1]) if image_of[c] == rival]
+            liked += [np.exp(np.mean(own))] if own else []
+        for caption in range(S.shape[1]):
+            surprise[image, caption] -= np.log(sum(liked))
     p_values = []
     for caption, given in enumerate(image_of):
         judges = [c for c in range(S.shape[1]) if image_of[c] == given] if together else [caption]
@@ -247,31 +254,25 @@ def test_its_folder_tells_the_cross_fitted_probabilities_of_its_own_pairs_only(s
     assert run.match_probability(pairs.take(np.arange(360)[::-1])) is None
 
 
-def test_what_is_taken_is_drawn_anew_every_epoch_by_match_probability(small, monkeypatch, tmp_path):
-    drawn, divided, divisions = [], Trainer._divided, []
+def test_every_pair_is_learned_by_its_match_probability_from_the_first_epoch_on(small, monkeypatch, tmp_path):
+    learned, learn = [], Trainer._learn
 
-    def watched(self):
-        matched, mismatched = divided(self)
-        drawn.append((self.state["epoch"], matched, mismatched, self.state["match_probability"].numpy()))
-        return matched, mismatched
+    def watched(self, epoch, matched, mismatched):
+        learned.append((epoch, matched, mismatched, self._weights(epoch, matched)))
+        return learn(self, epoch, matched, mismatched)
 
-    def fit(*arguments, **options):
-        divisions.append(cross_fit(*arguments, **options))
-        return divisions[-1]
-
-    monkeypatch.setattr(Trainer, "_divided", watched)
-    monkeypatch.setattr(trainer, "cross_fit", fit)
+    monkeypatch.setattr(Trainer, "_learn", watched)
     config = small.small_config(warmup_epochs=1, rematching_epochs=2, rematching={**FOLDED, "fold_rounds": 1})
     run = small.train(small.small_train(), small.small_dev(), config, tmp_path / "run", progress=False)
-    (division,) = divisions
-    assert np.array_equal(run.match_probability(small.small_train()), division.match_probability)
-    for _, matched, mismatched, probability in drawn:
-        assert sorted([*matched, *mismatched]) == list(range(360))
-        assert np.array_equal(probability, division.match_probability)
-        spread = float(np.sqrt((probability * (1 - probability)).sum()))
-        assert len(matched) == pytest.approx(float(probability.sum()), abs=4 * spread)
-    (first, *_), (last, *_) = ([m for e, m, *_ in drawn if e == epoch] for epoch in (1, 2))
-    assert not np.array_equal(first, last)
+    probability = run.match_probability(small.small_train())
+    assert {epoch for epoch, *_ in learned} == {0, 1, 2}
+    for _, matched, _, weights in learned:
+        assert weights.tolist() == pytest.approx(probability[matched].tolist(), abs=1e-6)
+    for epoch in (0, 1, 2):
+        assert len(np.concatenate([m for e, m, *_ in learned if e == epoch])) == 360  # the unlikely ones as well
+    rematched = np.concatenate([m for epoch, _, m, _ in learned if epoch])
+    assert (probability[rematched] <= 0.5).all()
+    assert all(mismatched is None for epoch, _, mismatched, _ in learned if not epoch)
 
 
 @pytest.mark.parametrize("when", ["while cross-fitting", "between two steps"])

@@ -309,7 +309,7 @@ def test_batch_larger_than_the_data(small, go):
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_without_a_model(go, monkeypatch, tmp_path):
-    monkeypatch.setattr(objectives, "symmetric_cross_entropy", lambda S, tau: (S * torch.nan).sum())
+    monkeypatch.setattr(objectives, "symmetric_cross_entropy", lambda S, tau, weights: (S * torch.nan).sum())
     with pytest.raises(RuntimeError, match="epoch 1, step 1: the gradient is nan"):
         go()
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -74,7 +74,7 @@ class BagTower(nn.Module):
     def __init__(self, vocabulary_size: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary_size, embed_dim, padding_idx=PAD)
-        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        nn.init.uniform_(self.embed.weight, -0.01, 0.01)  # short beside a learned word, so that unseen ones keep quiet
         self.embed.weight.data[PAD] = 0
         self.dropout = nn.Dropout(dropout)
 

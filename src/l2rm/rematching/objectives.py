@@ -3,7 +3,8 @@
 Every function takes the similarities of a batch, `S (images, captions)`, and returns a scalar (a vector where it says
 so). `P` is the row softmax of `S / tau`, `Q` that of `Sᵀ / tau`; each formula is taken in both directions, image to
 caption and caption to image, and the two are summed. Hard objectives read the diagonal as the given pairs, so they want
-`S` square; soft ones take targets `T` of the shape of `S`.
+`S` square, and take `weights (B,)`: what each given pair counts for as the one to be learned (as a negative of the
+others it always counts in full); soft ones take targets `T` of the shape of `S`.
 
 Shapes below: I images, C captions, B of each where the batch is square.
 """
@@ -33,7 +34,7 @@ def hinges(S: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
     return to_caption, to_image
 
 
-def max_violation(S: Tensor, margin: float = 0.2) -> Tensor:
+def max_violation(S: Tensor, margin: float = 0.2, weights: Tensor | None = None) -> Tensor:
     """Triplet loss with the hardest negative, summed over the batch (VSE++, Faghri et al. 2018).
 
     `Σ_i max_{j≠i} [m + S_ij − S_ii]₊ + Σ_j max_{i≠j} [m + S_ij − S_jj]₊`.
@@ -43,12 +44,12 @@ def max_violation(S: Tensor, margin: float = 0.2) -> Tensor:
         tensor(0.)
     """
     to_caption, to_image = hinges(S, margin)
-    return to_caption.amax(1).sum() + to_image.amax(0).sum()
+    return _weighted(to_caption.amax(1) + to_image.amax(0), weights).sum()
 
 
-def mean_violation(S: Tensor, margin: float = 0.2) -> Tensor:
+def mean_violation(S: Tensor, margin: float = 0.2, weights: Tensor | None = None) -> Tensor:
     """Triplet loss over all negatives: the mean over a row (its own pair counts as 0), summed over the batch."""
-    return pair_loss(S, margin).sum()
+    return _weighted(pair_loss(S, margin), weights).sum()
 
 
 def pair_loss(S: Tensor, margin: float = 0.2) -> Tensor:
@@ -60,13 +61,12 @@ def pair_loss(S: Tensor, margin: float = 0.2) -> Tensor:
     return to_caption.mean(1) + to_image.mean(0)
 
 
-def infonce(S: Tensor, tau: float = 0.05) -> Tensor:
+def infonce(S: Tensor, tau: float = 0.05, weights: Tensor | None = None) -> Tensor:
     """`mean_i −log P_ii + mean_i −log Q_ii` (InfoNCE, van den Oord et al. 2018)."""
-    own = torch.arange(len(S), device=S.device)
-    return F.cross_entropy(S / tau, own) + F.cross_entropy(S.T / tau, own)
+    return _weighted(_surprise(S, tau), weights).mean()
 
 
-def symmetric_cross_entropy(S: Tensor, tau: float = 0.05) -> Tensor:
+def symmetric_cross_entropy(S: Tensor, tau: float = 0.05, weights: Tensor | None = None) -> Tensor:
     """Half cross entropy, half its reverse, which a wrong pair cannot blow up: the warm-up objective of L2RM.
 
     `½ (mean_i −log P_ii + mean_i −Σ_j log(I_ij + 1e-7) P_ij)`, both directions summed (Wang et al. 2019).
@@ -76,13 +76,15 @@ def symmetric_cross_entropy(S: Tensor, tau: float = 0.05) -> Tensor:
         True
     """
     log_identity = (torch.eye(len(S), dtype=S.dtype, device=S.device) + REVERSE_FLOOR).log()
-    reverse_to_caption = -(log_identity * (S / tau).softmax(1)).sum(1).mean()
-    reverse_to_image = -(log_identity * (S.T / tau).softmax(1)).sum(1).mean()
-    return 0.5 * (infonce(S, tau) + reverse_to_caption + reverse_to_image)
+    reverse_to_caption = -(log_identity * (S / tau).softmax(1)).sum(1)
+    reverse_to_image = -(log_identity * (S.T / tau).softmax(1)).sum(1)
+    return _weighted(0.5 * (_surprise(S, tau) + reverse_to_caption + reverse_to_image), weights).mean()
 
 
-def named(name: HardObjective, *, margin: float, tau: float) -> Callable[[Tensor], Tensor]:
-    """The objective for given pairs that a configuration names, with its parameter filled in: `S (B, B)` to a scalar.
+def named(name: HardObjective, *, margin: float, tau: float) -> Callable[..., Tensor]:
+    """The objective for given pairs that a configuration names, with its parameter filled in.
+
+    It takes `S (B, B)` and, by keyword, `weights (B,)`, and gives a scalar.
 
     Example:
         >>> named("max_violation", margin=0.5, tau=0.05)(torch.zeros(2, 2))
@@ -141,6 +143,16 @@ def js(S: Tensor, T: Tensor, tau: float = 0.05) -> Tensor:
         return 0.5 * (_divergence(log_m, log_p) + _divergence(log_m, log_a))
 
     return _both_ways(one_way, S, T, tau)
+
+
+def _surprise(S: Tensor, tau: float) -> Tensor:
+    """`−log P_ii − log Q_ii` of each pair."""
+    own = torch.arange(len(S), device=S.device)
+    return F.cross_entropy(S / tau, own, reduction="none") + F.cross_entropy(S.T / tau, own, reduction="none")
+
+
+def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses if weights is None else losses * weights
 
 
 def _both_ways(one_way: Callable[[Tensor, Tensor], Tensor], S: Tensor, T: Tensor, tau: float) -> Tensor:

@@ -42,20 +42,22 @@ class RematchingConfig:
     """0: pairs are divided every epoch by the model's own losses, as published. 2 or more: once, by ranks under models
     that never saw the pair's image, one a fold, so that no mismatch is known by heart."""
     fold_rounds: int = 2
-    """With folds: how often; from the second time on, the models learn from pairs drawn by match probability."""
+    """With folds: how often; from the second time on, the models learn from pairs drawn by match probability. As the
+    division then asks nothing of the model in training, it comes first, and take="weight" weighs the warm-up too."""
     evidence: Literal["pair", "image"] = "pair"
     """With folds, what is ranked. pair: each caption by itself. image: captions given to one image together, for data
     where an image's captions came together."""
-    take: Literal["threshold", "sample"] = "threshold"
-    """Which pairs an epoch takes as matched. threshold: those above matched_above, as published. sample: each with its
-    match probability, drawn anew every epoch."""
+    take: Literal["threshold", "weight"] = "threshold"
+    """What is learned from as matched. threshold: the pairs above matched_above, as published. weight: every pair, as
+    far as its match probability goes."""
     matched_above: float = 0.5
-    """Pairs whose match probability is above this are taken as matched."""
+    """Pairs whose match probability is above this are taken as matched; the others are rematched."""
     one_mode: Literal["matched", "mixture"] = "matched"
     """When one Beta explains the losses as well as two. matched: nothing is suspect. mixture: split all the same, as
     published."""
-    estimator: Literal["likelihood", "moments"] = "moments"
-    """How the Beta mixture takes the shapes of its components. moments: by mean and variance, as published."""
+    estimator: Literal["likelihood", "moments"] = "likelihood"
+    """How the Beta mixture takes the shapes of its components. moments: by mean and variance, as published, for many
+    pairs of which a good part comes to have a loss of exactly 0. likelihood: the likeliest, for a few hundred."""
     monotone: bool = True
     """Match probability never rises with the loss. False: the mixture's own posterior, as published."""
     smoothing: float = 0.0

@@ -50,9 +50,17 @@ class RematchingStep:
         self.config = config
         self.matched_objective = objectives.named(config.matched_objective, margin=config.margin, tau=config.tau)
 
-    def __call__(self, batches: Batches, matched: Batch, mismatched: Batch | None, queue: Tensor) -> StepResult:
+    def __call__(
+        self,
+        batches: Batches,
+        matched: Batch,
+        mismatched: Batch | None,
+        queue: Tensor,
+        weights: Tensor | None = None,
+    ) -> StepResult:
+        """`weights (B,)`: how far each pair of `matched` is taken as matched; None: in full."""
         S = self.model(matched.images, matched.captions, matched.lengths)
-        terms = {"matched": self.matched_objective(S)}
+        terms = {"matched": self.matched_objective(S, weights=weights)}
         if mismatched is None:
             return StepResult(loss=terms["matched"], terms=terms)
         candidates = torch.cat([mismatched.image_ids, queue])

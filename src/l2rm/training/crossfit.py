@@ -113,8 +113,9 @@ def rank_p_values(
 ) -> Tensor:
     """The share of images that a caption, or all captions given to one image, likes at least as well as its given one.
 
-    Captions are compared by `log softmax(S_c / tau)` over (at most `RIVALS`) rivals, drawn by `seed`; the given image
-    counts half, so that p-values are above 0.
+    A caption likes an image by `log softmax(S_c / tau)` over (at most `RIVALS`) images, drawn by `seed`, the rivals. So
+    that an image which all captions like is no better a rival than others, what the captions given to the rivals like
+    of it, `log Σ exp` of their means, is taken off. The given image counts half, so that p-values are above 0.
 
     Args:
         scores: of a model that has seen neither these images nor these captions.
@@ -127,18 +128,16 @@ def rank_p_values(
         InputError: a score is NaN.
     """
     rivals = np.random.default_rng(seed).permutation(scores.n_images)[:RIVALS]
+    popularity = _popularity(scores, image_of, rivals, tau)
     total = torch.zeros(scores.n_images, len(rivals))
     own = torch.zeros(scores.n_images)
     p_values = torch.zeros(len(image_of))
-    for captions in np.array_split(np.arange(len(image_of)), max(1, len(image_of) // CHUNK)):
+    for captions in _chunks(np.arange(len(image_of))):
         given = image_of[captions]
-        images = np.unique(given)
-        S = (checked_block(scores, np.concatenate([rivals, images]), captions).float() / tau).cpu()
-        S = S - S[: len(rivals)].logsumexp(0)
-        among, mine = (
-            S[: len(rivals)].T,
-            S[len(rivals) + torch.from_numpy(np.searchsorted(images, given)), range(len(given))],
-        )
+        images, column = np.unique(given, return_inverse=True)
+        among, mine = _liking(scores, rivals, images, captions, tau)
+        among = among - popularity[torch.from_numpy(rivals)]
+        mine = mine[range(len(given)), torch.from_numpy(column)] - popularity[torch.from_numpy(given)]
         groups = torch.from_numpy(given)
         total.index_add_(0, groups, among)
         own.index_add_(0, groups, mine)
@@ -146,6 +145,32 @@ def rank_p_values(
     if together:
         p_values = _share_above(total, own, rivals, np.arange(scores.n_images))[torch.from_numpy(image_of)]
     return p_values
+
+
+def _popularity(scores: Scores, image_of: NDArray[np.int64], rivals: NDArray[np.int64], tau: float) -> Tensor:
+    """(images,) `log Σ exp` over the rivals' captions, taken together, of how they like each image."""
+    total = torch.zeros(scores.n_images, len(rivals))
+    place = np.full(scores.n_images, -1)
+    place[rivals] = np.arange(len(rivals))
+    asked = np.flatnonzero(place[image_of] >= 0)
+    for captions in _chunks(asked):
+        _, liking = _liking(scores, rivals, np.arange(scores.n_images), captions, tau)
+        total.index_add_(1, torch.from_numpy(place[image_of[captions]]), liking.T)
+    counts = np.bincount(place[image_of[asked]], minlength=len(rivals))
+    return (total / torch.from_numpy(counts).clamp(min=1))[:, counts > 0].logsumexp(1)
+
+
+def _liking(
+    scores: Scores, rivals: NDArray[np.int64], images: NDArray[np.int64], captions: NDArray[np.int64], tau: float
+) -> tuple[Tensor, Tensor]:
+    """How captions like the rivals, and how they like `images`: `log softmax` over the rivals, a caption a row."""
+    S = (checked_block(scores, np.concatenate([rivals, images]), captions).float() / tau).cpu()
+    S = S - S[: len(rivals)].logsumexp(0)
+    return S[: len(rivals)].T, S[len(rivals) :].T
+
+
+def _chunks(captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return np.array_split(captions, max(1, len(captions) // CHUNK))
 
 
 def _share_above(among: Tensor, own: Tensor, rivals: NDArray[np.int64], given: NDArray[np.int64]) -> Tensor:

@@ -32,7 +32,7 @@ from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state, save_state
 
 log = logging.getLogger("l2rm")
-ORDER, MISMATCHED, DIVISION, TAKEN = range(4)
+ORDER, MISMATCHED, DIVISION = range(3)
 """Streams of random numbers that the batches of one epoch are drawn from, with the seed and the epoch."""
 
 Step = tuple[NDArray[np.int64], NDArray[np.int64] | None]
@@ -112,7 +112,7 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = lr * self.config.learning_rate_factor(epoch)
         started = saved = time.monotonic()
-        if self.stage(epoch) == "rematching" and state["division"] is None:
+        if self._is_divided(epoch) and state["division"] is None:
             self._divide(interruption)
         steps, total = self._steps(epoch)
         self.model.train()
@@ -157,7 +157,8 @@ class Trainer:
         batch = self.batches.batch(matched)
         if self.stage(epoch) == "rematching":
             suspects = None if mismatched is None else self.batches.batch(mismatched)
-            result = self.rematching_step(self.batches, batch, suspects, self.state["queue"])
+            weights = self._weights(epoch, matched)
+            result = self.rematching_step(self.batches, batch, suspects, self.state["queue"], weights)
             loss, terms = result.loss, result.terms
             if suspects is not None:
                 self._count({"transport.skipped": float(result.plan is None)})
@@ -165,7 +166,8 @@ class Trainer:
             if suspects is not None and result.plan is not None and result.candidates is not None:
                 self._remember(suspects.rows, result.candidates, result.plan)
         else:
-            loss = self._objective(epoch)(self.model(batch.images, batch.captions, batch.lengths))
+            S = self.model(batch.images, batch.captions, batch.lengths)
+            loss = self._objective(epoch)(S, weights=self._weights(epoch, matched))
             terms = {"loss": loss}
         self.optimiser.zero_grad()
         loss.backward()
@@ -191,11 +193,23 @@ class Trainer:
             raise ValueError('a Trainer needs a single objective; `train` tries those that "auto" stands for')
         return chosen
 
-    def _objective(self, epoch: int) -> Callable[[Tensor], Tensor]:
+    def _objective(self, epoch: int) -> Callable[..., Tensor]:
         settings = self.config.rematching
         return objectives.named(self.objective(epoch), margin=settings.margin, tau=settings.tau)
 
     # ------------------------------------------------------------------------------------- division and rematching
+
+    def _is_divided(self, epoch: int) -> bool:
+        """Whether match probabilities are known in an epoch: by folds from the first on, else after the warm-up."""
+        by_folds = self.config.method == "l2rm" and self.config.rematching.folds > 0
+        return by_folds or self.stage(epoch) == "rematching"
+
+    def _weights(self, epoch: int, rows: NDArray[np.int64]) -> Tensor | None:
+        """How far each row is taken as matched; None: in full."""
+        if self.config.rematching.take != "weight" or not self._is_divided(epoch):
+            return None
+        weights: Tensor = self.state["match_probability"][torch.from_numpy(rows)]
+        return weights.to(self.batches.device)
 
     def _divide(self, interruption: Interruption) -> None:
         started = time.monotonic()
@@ -219,19 +233,18 @@ class Trainer:
         self.state["division"]["seconds"] = time.monotonic() - started
         if self.config.rematching.folds:
             self.state["cross_fitted"] = self.state["division"]
-        matched, _ = self._divided()
-        if len(matched) < 2:
+        matched = division.match_probability > threshold
+        if matched.sum() < 2:
             raise RuntimeError(
-                f"the sample division of epoch {self.state['epoch'] + 1} takes {len(matched)} pairs as matched, "
+                f"the sample division of epoch {self.state['epoch'] + 1} takes {matched.sum()} pairs as matched, "
                 "so nothing is left to learn from; warm up longer, or with a smaller learning rate"
             )
 
     def _divided(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        probability = self.state["match_probability"].numpy()
-        above: Any = self.config.rematching.matched_above
-        if self.config.rematching.take == "sample":
-            above = np.random.default_rng((self.config.seed, self.state["epoch"], TAKEN)).random(len(self.rows))
-        return self.rows[probability > above], self.rows[probability <= above]
+        """Rows to learn from as matched, and rows to rematch."""
+        matched = self.state["match_probability"].numpy() > self.config.rematching.matched_above
+        by_weight = self.config.rematching.take == "weight"
+        return self.rows if by_weight else self.rows[matched], self.rows[~matched]
 
     def _remember(self, rows: NDArray[np.int64], candidates: Tensor, plan: TransportPlan) -> None:
         """Keep for each rematched caption the image that most of it went to, and the share that did."""
