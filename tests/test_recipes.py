@@ -42,6 +42,7 @@ def test_faithful_is_the_published_method(name: str) -> None:
         "max_violation",
     )
     assert (rematching.monotone, rematching.smoothing, rematching.queue_size) == (False, 0.0, 0)
+    assert (rematching.estimator, rematching.take, rematching.folds) == ("moments", "threshold", 0)
     assert rematching.rematch_weight == 1.0
     assert after.model.tokeniser == "published"
     same = ("warmup_epochs", "rematching_epochs", "batch_size", "lr", "decay_every", "seed", "method")

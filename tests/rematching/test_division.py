@@ -69,6 +69,31 @@ def test_agrees_with_direct_maximisation() -> None:
     assert np.allclose(found, best.x, atol=1e-2)
 
 
+def test_moments_of_each_component_are_those_of_its_share_of_the_losses() -> None:
+    losses = draws(600, 400)
+    mixture = BetaMixture.fit(losses, estimator="moments", one_mode="mixture", tolerance=1e-13)
+    x = scaled(losses)
+    low = mixture.match_probability(losses, monotone=False).numpy()
+    for k, share in enumerate((low, 1 - low)):
+        expected = beta_distribution(float(mixture.alpha[k]), float(mixture.beta[k]))
+        mean = np.average(x, weights=share)
+        assert float(mixture.weight[k]) == pytest.approx(share.mean(), abs=1e-5)
+        assert expected.mean() == pytest.approx(mean, abs=1e-5)
+        assert expected.var() == pytest.approx(np.average((x - mean) ** 2, weights=share), abs=1e-5)
+
+
+def test_moments_divide_where_a_pile_at_0_draws_the_likeliest_shapes_onto_itself() -> None:
+    """Hinge losses after triplet training: most matched ones and some mismatched ones are exactly 0."""
+    middling = draws(600, 1200, low=(0.3, 30), high=(0.6, 0.8))
+    losses = torch.cat([torch.zeros(4200), middling, torch.zeros(450), draws(0, 3550, high=(26, 3.5))])
+    right = {}
+    for estimator in ("likelihood", "moments"):
+        found = BetaMixture.fit(losses, estimator=estimator).match_probability(losses).numpy() > 0.5
+        right[estimator] = (found == (np.arange(10_000) < 6000)).mean()
+    assert right["moments"] > 0.9
+    assert right["likelihood"] < 0.85
+
+
 def test_likelihood_never_falls() -> None:
     losses = draws(300, 200, seed=1, low=(2, 5), high=(4, 3))
     path = [
@@ -247,6 +272,7 @@ def test_always_a_probability(losses: list[float], one_mode: str, monotone: bool
         ([0.1, 0.2], {"weights": torch.tensor([1.0])}, "shape"),
         ([0.1, 0.2], {"weights": torch.zeros(2)}, "none"),
         ([0.1, 0.2], {"one_mode": "split"}, "one_mode"),
+        ([0.1, 0.2], {"estimator": "median"}, "estimator"),
         ([0.1, 0.2], {"max_iterations": 0}, "max_iterations"),
     ],
 )

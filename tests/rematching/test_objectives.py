@@ -186,6 +186,23 @@ def test_named_fills_in_the_parameter(name):
     assert objectives.named(name, margin=0.4, tau=0.3)(S).item() == expected.item()
 
 
+@pytest.mark.parametrize("name", ["max_violation", "mean_violation", "infonce", "symmetric_cross_entropy"])
+def test_weights_count_pairs_one_by_one(name):
+    S = random_similarity(5, 5)
+    objective = objectives.named(name, margin=0.2, tau=0.3)
+    alone = torch.stack([objective(S, weights=row) for row in torch.eye(5, dtype=torch.float64)])
+    torch.testing.assert_close(alone.sum(), objective(S))
+    weights = torch.tensor([0.0, 0.25, 0.5, 1.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(objective(S, weights=weights), (weights * alone).sum())
+
+
+def test_a_pair_of_weight_0_is_still_a_negative_of_the_others():
+    S = random_similarity(4, 4).requires_grad_()
+    objectives.infonce(S, weights=torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)).backward()
+    assert S.grad[3, 3] == 0
+    assert bool((S.grad[:3, 3] != 0).all())
+
+
 # ---------------------------------------------------------------------------------------------------- mass that moves
 
 
