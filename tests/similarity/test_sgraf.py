@@ -1,4 +1,4 @@
-"""SGR against golden vectors of the public code and against a plain per-pair loop."""
+"""SGR and SAF against golden vectors of the public code and against a plain per-pair loop."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from l2rm.encoders.towers import l2_normalise
 from l2rm.rematching import objectives
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
-from l2rm.similarity.sgraf import SGR, GraphStep
+from l2rm.similarity.sgraf import SGR, CaptionNorm, GraphStep
 
 here = Path(__file__).parent
 
@@ -30,6 +30,8 @@ PUBLISHED_PREFIXES = {
     "local_node.": "sim_enc.sim_tranloc_w.",
     "global_node.": "sim_enc.sim_tranglo_w.",
     "to_score.": "sim_enc.sim_eval_w.",
+    "gate.": "sim_enc.SAF_module.attn_sim_w.",
+    "gate_norm.": "sim_enc.SAF_module.bn.",
     **{
         f"graph.{step}.{ours}.": f"sim_enc.SGR_module.{step}.{theirs}."
         for step in range(3)
@@ -44,23 +46,28 @@ def published(name: str) -> str:
     return PUBLISHED_PREFIXES[ours] + name.removeprefix(ours)
 
 
+@pytest.fixture(scope="module", params=["sgr", "saf"])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def golden():
-    with np.load(here / "sgr_golden.npz") as arrays:
+def golden(kind):
+    with np.load(here / f"{kind}_golden.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
 @pytest.fixture
-def model(golden):
-    config = ModelConfig(similarity="sgr", embed_dim=64, word_dim=24, similarity_dim=16)
-    sgr = build_model(config, DataShape(image_dim=32, regions=36, vocabulary_size=50))
-    sgr.load_state_dict(
+def model(golden, kind):
+    config = ModelConfig(similarity=kind, embed_dim=64, word_dim=24, similarity_dim=16)
+    built = build_model(config, DataShape(image_dim=32, regions=36, vocabulary_size=50))
+    built.load_state_dict(
         {
             name: value if name.endswith("num_batches_tracked") else golden["state/" + published(name)]
-            for name, value in sgr.state_dict().items()
+            for name, value in built.state_dict().items()
         }
     )
-    return sgr.eval()
+    return built.eval()
 
 
 def test_state_dicts_map_one_to_one(golden, model):
@@ -96,8 +103,8 @@ def test_every_gradient_is_the_public_code_s(golden, model, name):
         assert error <= 1e-5 + 4e-5 * expected.abs().max(), f"{parameter}: {error:.1e}"
 
 
-def naive_score(model: SGR, image, region, caption, word):
-    """One pair, straight from the definition: query and key apart, every node through every step."""
+def naive_score(model, image, region, caption, word):
+    """One pair in evaluation mode, straight from the definition: query and key apart, every node through every step."""
     affinity = l2_normalise(F.leaky_relu(region @ word.T, 0.1), dim=1)
     context = l2_normalise((9 * affinity).softmax(0).T @ region)
     nodes = torch.cat(
@@ -106,15 +113,19 @@ def naive_score(model: SGR, image, region, caption, word):
             l2_normalise(model.local_node((context - word) ** 2)),
         ]
     )
-    for step in model.graph:
-        nodes = F.relu(step.out((step.query(nodes) @ step.key(nodes).T).softmax(-1) @ nodes))
-    return torch.sigmoid(model.to_score(nodes[0]))
+    if isinstance(model, SGR):
+        for step in model.graph:
+            nodes = F.relu(step.out((step.query(nodes) @ step.key(nodes).T).softmax(-1) @ nodes))
+        return torch.sigmoid(model.to_score(nodes[0]))
+    gates = torch.sigmoid(torch.cat([model.gate_norm(model.gate(node)[None, None])[0] for node in nodes]))
+    summary = sum(gate * node for gate, node in zip(gates / gates.sum(), nodes, strict=True))
+    return torch.sigmoid(model.to_score(l2_normalise(summary)))
 
 
-def test_scores_equal_a_per_pair_loop_at_any_lengths():
+def test_scores_equal_a_per_pair_loop_at_any_lengths(kind):
     torch.manual_seed(0)
     model = build_model(
-        ModelConfig(similarity="sgr", embed_dim=12, word_dim=6, similarity_dim=8),
+        ModelConfig(similarity=kind, embed_dim=12, word_dim=6, similarity_dim=8),
         DataShape(image_dim=10, regions=5, vocabulary_size=30),
     ).eval()
     lengths = torch.tensor([3, 7, 1, 3, 4])
@@ -148,10 +159,39 @@ def test_gradients_equal_the_unfolded_attention():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_padding_never_matters():
+def test_captions_are_normalised_one_by_one_in_training():
+    """As many captions at once as one after the other: the same gates, gradients and running statistics."""
+    torch.manual_seed(3)
+    together, apart = CaptionNorm(1).double(), torch.nn.BatchNorm1d(1).double()
+    logits = torch.randn(6, 4, 5, dtype=torch.double, requires_grad=True)
+    target = torch.randn(6, 4, 5, dtype=torch.double)
+    one = together(logits)
+    other = torch.stack([apart(logits[:, c, None]).squeeze(1) for c in range(4)], 1)
+    torch.testing.assert_close(one, other)
+    gradients = [
+        torch.autograd.grad(((y - target) ** 2).sum(), [logits, *norm.parameters()])
+        for y, norm in ((one, together), (other, apart))
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for name, value in apart.state_dict().items():
+        torch.testing.assert_close(together.state_dict()[name], value)
+
+
+def test_scores_in_training_need_no_gradient_to_be_the_same(kind):
+    torch.manual_seed(4)
+    config = ModelConfig(similarity=kind, embed_dim=12, word_dim=6, similarity_dim=8, dropout=0)
+    model = build_model(config, DataShape(image_dim=10, regions=5, vocabulary_size=30)).train()
+    given = torch.randn(4, 5, 10), torch.randint(4, 30, (6, 7)), torch.tensor([7, 7, 3, 3, 3, 1])
+    with_gradient = model(*given)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*given), with_gradient.detach())
+
+
+def test_padding_never_matters(kind):
     torch.manual_seed(2)
     model = build_model(
-        ModelConfig(similarity="sgr", embed_dim=12, word_dim=6, similarity_dim=8),
+        ModelConfig(similarity=kind, embed_dim=12, word_dim=6, similarity_dim=8),
         DataShape(image_dim=10, regions=5, vocabulary_size=30),
     )
     images, tokens, lengths = torch.randn(3, 5, 10), torch.tensor([[5, 6, 7]]), torch.tensor([3])

@@ -121,9 +121,9 @@ def build_model(config: ModelConfig, shape: DataShape) -> RetrievalModel:
         InputError: no similarity has that name.
     """
     from l2rm.similarity.cosine import Cosine
-    from l2rm.similarity.sgraf import SGR
+    from l2rm.similarity.sgraf import SAF, SGR
 
-    kinds: dict[str, type[RetrievalModel]] = {"cosine": Cosine, "sgr": SGR}
+    kinds: dict[str, type[RetrievalModel]] = {"cosine": Cosine, "sgr": SGR, "saf": SAF}
     if config.similarity not in kinds:
         raise InputError(f"similarity: {config.similarity!r} is unknown; take one of {', '.join(kinds)}")
     return kinds[config.similarity](config, shape)

@@ -8,8 +8,9 @@ from typing import Literal
 class ModelConfig:
     """What the retrieval model is made of; dimensions that the data decide are in `DataShape`."""
 
-    similarity: Literal["cosine", "sgr"] = "sgr"
-    """cosine: two pooled towers, fast. sgr: similarity graph reasoning over regions and words, accurate."""
+    similarity: Literal["cosine", "sgr", "saf"] = "sgr"
+    """cosine: two pooled towers, fast. sgr: similarity graph reasoning over regions and words, accurate. saf: the
+    same words and regions, filtered by attention; SGRAF is the mean of a run of each."""
     caption_tower: Literal["gru", "bag"] = "gru"
     """How captions given as words are read. gru: in order, each word in its context. bag: word by word, much faster."""
     embed_dim: int = 1024
@@ -17,11 +18,11 @@ class ModelConfig:
     word_dim: int = 300
     """Dimension of a word embedding (gru)."""
     similarity_dim: int = 256
-    """Dimension of a similarity vector (sgr)."""
+    """Dimension of a similarity vector (sgr, saf)."""
     graph_steps: int = 3
     """Steps of graph reasoning (sgr)."""
     dropout: float = 0.4
-    """Dropout of words (and, in sgr, of the gates)."""
+    """Dropout of words (and, in sgr and saf, of the gates)."""
     min_word_count: int = 4
     """Words seen less often in train and dev become <unk>."""
     tokeniser: Literal["unicode", "wordpunct", "published"] = "unicode"

@@ -1,16 +1,19 @@
-"""Similarity graph reasoning over regions and words (SGR of SGRAF, Diao et al., AAAI 2021).
+"""Similarity vectors of regions and words, reasoned over in a graph (SGR) or filtered by attention (SAF).
+
+Both are of SGRAF (Diao et al., AAAI 2021), which is the mean of an SGR's and a SAF's similarities.
 
 Shape suffixes: N images, R regions, C captions of one length, L words, D joint space, S similarity space.
 Captions are scored in groups of equal length, so that no padding enters a mean, an attention or a softmax.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2rm.encoders.towers import l2_normalise, linear
+from l2rm.encoders.towers import NORM_FLOOR, l2_normalise, linear
 from l2rm.similarity.model import Encoded, RetrievalModel
 from l2rm.similarity.settings import DataShape, ModelConfig
 
@@ -67,12 +70,11 @@ class GraphStep(nn.Module):
         return F.relu(self.out(logits.softmax(-1) @ x))
 
 
-class SGR(RetrievalModel):
-    """A pair's score by reasoning over a graph of similarity vectors: one of the whole pair, one of each word.
+class SimilarityVectors(RetrievalModel):
+    """What SGR and SAF share: a similarity vector, the node, for each word of a pair and one for the whole pair.
 
     Word `w` attends to the regions, `a = leaky_relu(v·w, 0.1)`, l2 over words, softmax over regions of `9a`; its node
-    is `l2(W (context − w)² + b)`. The whole pair's node does the same with the two global vectors, goes first, and
-    after the graph steps is the score: `sigmoid(linear)`.
+    is `l2(W (context − w)² + b)`. The whole pair's node does the same with the two global vectors, and goes first.
     """
 
     range = (0.0, 1.0)
@@ -84,8 +86,11 @@ class SGR(RetrievalModel):
         self.caption_pool = GatedPool(D, config.dropout)
         self.local_node = linear(D, S)
         self.global_node = linear(D, S)
-        self.graph = nn.ModuleList(GraphStep(S) for _ in range(config.graph_steps))
         self.to_score = linear(S, 1)
+
+    @abstractmethod
+    def summarise(self, nodes: Tensor) -> Tensor:
+        """Nodes (N, C, 1 + L, S), the whole pair's first -> the vectors (N, C, S) that the scores are read off."""
 
     def encode_images(self, images: Tensor) -> Encoded:
         regions = self.image_tower(images)
@@ -113,7 +118,7 @@ class SGR(RetrievalModel):
         assert images.local is not None
         assert captions.local is not None
         words = captions.local[:, :length]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.training:
             return self._score_chunk(images.whole, images.local, captions.whole, words)
         chunk = max(1, CHUNK_ELEMENTS // max(1, words.numel()))
         return torch.cat(
@@ -124,14 +129,71 @@ class SGR(RetrievalModel):
         )
 
     def _score_chunk(self, image_ND: Tensor, region_NRD: Tensor, caption_CD: Tensor, word_CLD: Tensor) -> Tensor:
-        N, (C, L, _) = len(image_ND), word_CLD.shape
         context = attend(region_NRD, word_CLD)
         local = l2_normalise(self.local_node((context - word_CLD) ** 2))
         whole = l2_normalise(self.global_node((image_ND[:, None] - caption_CD) ** 2))
-        nodes = torch.cat([whole[:, :, None], local], 2).view(N * C, L + 1, -1)
+        summary = self.summarise(torch.cat([whole[:, :, None], local], 2))
+        return torch.sigmoid(self.to_score(summary)).squeeze(-1)
+
+
+class SGR(SimilarityVectors):
+    """Similarity graph reasoning: nodes exchange what they hold, then the whole pair's node is the summary."""
+
+    def __init__(self, config: ModelConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        self.graph = nn.ModuleList(GraphStep(config.similarity_dim) for _ in range(config.graph_steps))
+
+    def summarise(self, nodes: Tensor) -> Tensor:
+        N, C, K, S = nodes.shape
+        x = nodes.view(N * C, K, S)
         for step, reason in enumerate(self.graph, start=1):
-            nodes = reason(nodes, queries=1 if step == len(self.graph) else L + 1)
-        return torch.sigmoid(self.to_score(nodes[:, 0])).view(N, C)
+            x = reason(x, queries=1 if step == len(self.graph) else K)
+        return x[:, 0].view(N, C, S)
+
+
+class CaptionNorm(nn.BatchNorm1d):
+    """BatchNorm of one channel whose batch is one caption against all images, however many captions come at once.
+
+    In training each caption is normalised by its own mean and variance, over images and nodes, and the running
+    statistics move a step a caption, as they do where captions are scored one after the other.
+    """
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(N, C, K) -> the same shape."""
+        if not self.training:
+            return super().forward(logits.reshape(-1, 1)).view_as(logits)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        variance, mean = torch.var_mean(logits, (0, 2), correction=0)
+        with torch.no_grad():
+            C, count = logits.shape[1], logits.shape[0] * logits.shape[2]
+            weight = self.momentum * (1 - self.momentum) ** torch.arange(C - 1, -1, -1, device=logits.device)
+            kept = (1 - self.momentum) ** C
+            unbiased = variance.detach() * count / max(1, count - 1)
+            self.running_mean.mul_(kept).add_((weight * mean.detach()).sum())
+            self.running_var.mul_(kept).add_((weight * unbiased).sum())
+            self.num_batches_tracked.add_(C)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (logits - mean[:, None]) * scale[:, None] + self.bias
+
+
+class SAF(SimilarityVectors):
+    """Similarity attention filtration: the summary is the mean of the nodes, each weighed by a gate of its own.
+
+    `gate = sigmoid(BatchNorm(linear(node)))`, l1 over the nodes; l2 of the weighted sum.
+    """
+
+    def __init__(self, config: ModelConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        self.gate = linear(config.similarity_dim, 1)
+        self.gate_norm = CaptionNorm(1)
+
+    def summarise(self, nodes: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.gate_norm(self.gate(nodes).squeeze(-1)))
+        shares = gates / (gates.sum(2, keepdim=True) + NORM_FLOOR)
+        return l2_normalise((shares[:, :, None] @ nodes).squeeze(2))
 
 
 def attend(region_NRD: Tensor, word_CLD: Tensor) -> Tensor:
