@@ -40,7 +40,7 @@ def quickstart() -> TrainConfig:
             matched_objective="symmetric_cross_entropy",
             take="weight",
             folds=8,
-            fold_rounds=2,
+            fold_rounds=3,
             evidence="image",
             targets="mass",
             mass=0.3,
