@@ -219,3 +219,10 @@ def test_the_command_both_ways(golden, state, words, save, tmp_path, capsys):
     assert main(["convert", str(out), "--out", str(tmp_path / "back.pth.tar")]) == 2
     assert "is there already" in capsys.readouterr().err
     assert_golden(convert(tmp_path / "back.pth.tar", tmp_path / "back_vocab.json", tmp_path / "third").model, golden)
+
+
+def test_a_converted_run_cannot_be_trained_on(state, words, save, tmp_path, small):
+    run = convert(save({"net": state}), words, tmp_path / "run")
+    with pytest.raises(InputError, match="was converted from a checkpoint"):
+        small.train(small.small_train(), small.small_dev(), run.config, run.folder, resume=True, progress=False)
+    assert load_run(tmp_path / "run").record == run.record

@@ -118,8 +118,10 @@ def check_same_run(out: Path, record: dict[str, Any], config: TrainConfig, finge
     """Compare what is asked for with the run in `out`, as its `config.json` tells of it.
 
     Raises:
-        InputError: another configuration (device and times of saving aside), or other pairs.
+        InputError: another configuration (device and times of saving aside), or other pairs; a converted run.
     """
+    if "converted" in record:
+        raise InputError(f"{out}: was converted from a checkpoint, so no training can go on; choose another --out")
     was = dict(_flat(config_from(TrainConfig, record["config"], out / "config.json")))
     now = dict(_flat(config))
     if "candidates" in record:  # the objective that was found then stands for the question
