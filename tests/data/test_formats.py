@@ -68,6 +68,51 @@ def test_precomp_with_one_caption_an_image_is_not_taken_for_repeated(tmp_path):
     assert read_pairs(tmp_path).n_images == 20
 
 
+def cc(folder, lines, images=3):
+    precomp(folder, "train", images, images)
+    (folder / "train_caps.txt").unlink()
+    (folder / "train_caps.tsv").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_precomp_as_cc152k_has_it(tmp_path):
+    cc(tmp_path, ["000123\ta dog", '77\t"he said ""no"""', '8\t"five" inches\tor so'])
+    pairs = read_pairs(tmp_path)
+    assert pairs.images == ("train/000123", "train/77", "train/8")
+    assert pairs.captions == ("a dog", 'he said "no"', '"five" inches\tor so')
+    assert pairs.image_of.tolist() == [0, 1, 2]
+
+
+def test_precomp_ids_of_images_with_several_captions(tmp_path):
+    cc(tmp_path, ["a\tone", "a\ttwo", "b\tthree", "b\tfour"], images=2)
+    assert read_pairs(tmp_path).images == ("train/a", "train/b")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a\tone", "two", "c\tthree"], "train_caps.tsv:line 2: is no image id, a tab and a caption"),
+        (["a\tone", "\ttwo", "c\tthree"], "train_caps.tsv:line 2: is no image id, a tab and a caption"),
+        (["a\tone", "b\t ", "c\tthree"], "train_caps.tsv:line 2: the caption is empty"),
+        (["a\tone", "b\ttwo", "a\tthree"], "train_caps.tsv:line 3: image id 'a' stands for another image too"),
+        (["a\tone", "b\ttwo"], "2 captions for 3 images"),
+    ],
+)
+def test_bad_cc152k_lines_are_refused(tmp_path, lines, message, caplog):
+    cc(tmp_path, lines)
+    with pytest.raises(InputError) as error:
+        read_pairs(tmp_path)
+    assert message in str(error.value)
+    if len(lines) == 3:
+        assert len(read_pairs(tmp_path, skip_bad=True)) == 2
+
+
+def test_captions_in_both_forms_are_refused(tmp_path):
+    precomp(tmp_path, "train", 2, 2)
+    (tmp_path / "train_caps.tsv").write_text("a\tone\nb\ttwo\n")
+    with pytest.raises(InputError, match=r"train_caps\.txt: and train_caps\.tsv stand side by side"):
+        read_splits(tmp_path)
+
+
 def test_precomp_lines_end_at_line_ends_only(tmp_path):
     precomp(tmp_path, "test", 1, 2)
     (tmp_path / "test_caps.txt").write_bytes("a\u2028b\x0c c\r\n犬".encode())

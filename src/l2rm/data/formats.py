@@ -34,7 +34,8 @@ def read_pairs(
     Args:
         source: One of
             - a precomp folder: `{split}_ims.npy` (features of one image a row) beside `{split}_caps.txt` (one caption a
-              line, those of an image together, equally many an image). Images listed once a caption are merged;
+              line, those of an image together, equally many an image) or, as CC152K has it, `{split}_caps.tsv` (image
+              id, tab, caption). Images listed once a caption are merged;
             - a table .csv, .tsv, .jsonl or .parquet with columns `image, caption` and optionally `pair_id, split,
               is_mismatched, true_image`. Rows of one image path are one image;
             - "images.npy,captions.npy": two embedding arrays, (N, D) and (k·N, D), those of an image together;
@@ -105,23 +106,68 @@ def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: 
 
 def _read_precomp(folder: Path, prefix: str, *, image_root: str | Path | None, skip_bad: bool) -> Pairs:
     _refuse_image_root(folder, image_root)
-    path = folder / f"{prefix}_caps.txt"
+    path = _captions_file(folder, prefix)
+    assert path is not None
     captions = read_text(path).removesuffix("\n").replace("\r\n", "\n").split("\n")
+    bad = BadRows(path, skip=skip_bad, unit="line")
+    ids: list[str] | None = None
+    if path.suffix == ".tsv":
+        ids, captions = _identified(captions, bad)
     features = Features.open(folder / f"{prefix}_ims.npy")
     if len(features) == len(captions) and features.repeats(REPEATS):
         features = features.take(slice(None, None, REPEATS))
-    bad = BadRows(path, skip=skip_bad, unit="line")
     for row, caption in enumerate(captions):
-        if not caption.strip():
+        if not caption.strip() and row not in bad.reasons:
             bad.add(row, "the caption is empty", "write one")
+    image_of = _grouped(path, features, len(captions))
+    names = list(range(len(features))) if ids is None else _image_ids(ids, image_of, len(features), bad)
     pairs = Pairs(
-        images=tuple(f"{prefix}/{image}" for image in range(len(features))),
-        image_of=_grouped(path, features, len(captions)),
+        images=tuple(f"{prefix}/{name}" for name in names),
+        image_of=image_of,
         captions=tuple(captions),
         features=features,
         source=str(path),
     )
     return pairs.take(bad.rest(len(pairs))) if bad.reasons else pairs
+
+
+def _captions_file(folder: Path, prefix: str) -> Path | None:
+    """The captions of a split, in either form; None if it has none.
+
+    Raises:
+        InputError: it has both.
+    """
+    found = [path for ending in ("txt", "tsv") if (path := folder / f"{prefix}_caps.{ending}").exists()]
+    if len(found) > 1:
+        raise InputError(f"{found[0]}: and {found[1].name} stand side by side; take away the one that is not meant")
+    return found[0] if found else None
+
+
+def _identified(lines: list[str], bad: BadRows) -> tuple[list[str], list[str]]:
+    """Image ids and captions of lines `id<tab>caption`; a caption in quotes is taken out of them."""
+    ids, captions = [], []
+    for row, line in enumerate(lines):
+        image, tab, caption = line.partition("\t")
+        if not tab or not image.strip():
+            bad.add(row, "is no image id, a tab and a caption", "write all three")
+        if len(caption) > 1 and caption[0] == caption[-1] == '"':
+            caption = caption[1:-1].replace('""', '"')
+        ids.append(image.strip())
+        captions.append(caption)
+    return ids, captions
+
+
+def _image_ids(ids: list[str], image_of: NDArray[np.int64], images: int, bad: BadRows) -> list[str]:
+    """The id of each image; the rows of an image must agree on it, and no two images may share one."""
+    names: list[str] = [""] * images
+    owner: dict[str, int] = {}
+    for row, (image, name) in enumerate(zip(image_of.tolist(), ids, strict=True)):
+        if row in bad.reasons:
+            continue
+        if owner.setdefault(name, image) != image or names[image] not in ("", name):
+            bad.add(row, f"image id {name!r} stands for another image too", "give every image one id of its own")
+        names[image] = name
+    return [name or str(image) for image, name in enumerate(names)]
 
 
 def _read_embeddings(images: Path, captions: Path) -> Pairs:
@@ -206,9 +252,11 @@ def _grouped(path: Path, features: Features, captions: int) -> NDArray[np.int64]
 def _precomp_prefixes(folder: Path) -> dict[str, str]:
     """Split name -> how its files' names begin, for every split in the folder."""
     prefixes = sorted(file.name.removesuffix("_ims.npy") for file in folder.glob("*_ims.npy"))
-    found = {_split_name(prefix): prefix for prefix in prefixes if (folder / f"{prefix}_caps.txt").exists()}
+    found = {_split_name(prefix): prefix for prefix in prefixes if _captions_file(folder, prefix)}
     if not found:
-        raise InputError(f"{folder}: no SPLIT_ims.npy beside a SPLIT_caps.txt; give a precomp folder or a table")
+        raise InputError(
+            f"{folder}: no SPLIT_ims.npy beside a SPLIT_caps.txt (or .tsv); give a precomp folder or a table"
+        )
     return found
 
 
