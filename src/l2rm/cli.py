@@ -320,8 +320,8 @@ class Convert(Command):
         from l2rm.training.run import load_run
 
         if self.source.is_dir():
-            if self.out.exists():
-                raise InputError(f"{self.out}: is there already; choose another --out")
+            if self.vocab is not None:
+                raise InputError("vocab: a RUN has its own; leave --vocab out, it is written beside the checkpoint")
             beside = export(load_run(self.source), self.out)
             print(f"written to {self.out}, its vocabulary to {beside}")
             return

@@ -93,7 +93,7 @@ def test_precomp_ids_of_images_with_several_captions(tmp_path):
         (["a\tone", "two", "c\tthree"], "train_caps.tsv:line 2: is no image id, a tab and a caption"),
         (["a\tone", "\ttwo", "c\tthree"], "train_caps.tsv:line 2: is no image id, a tab and a caption"),
         (["a\tone", "b\t ", "c\tthree"], "train_caps.tsv:line 2: the caption is empty"),
-        (["a\tone", "b\ttwo", "a\tthree"], "train_caps.tsv:line 3: image id 'a' stands for another image too"),
+        (["a\tone", "b\ttwo", "a\tthree"], "train_caps.tsv:line 3: image id 'a' does not stand for one image alone"),
         (["a\tone", "b\ttwo"], "2 captions for 3 images"),
     ],
 )
@@ -104,6 +104,20 @@ def test_bad_cc152k_lines_are_refused(tmp_path, lines, message, caplog):
     assert message in str(error.value)
     if len(lines) == 3:
         assert len(read_pairs(tmp_path, skip_bad=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept", "images"),
+    [("abcb", [0, 2], ("train/a", "train/c")), ("aaab", [0, 1, 3], ("train/a", "train/b")), ("axabbb", None, None)],
+)
+def test_only_rows_with_a_wrong_id_are_left_out(tmp_path, ids, kept, images, caplog):
+    lines = [f"{name}\tcaption {row}" for row, name in enumerate(ids)]
+    cc(tmp_path, lines, images=2)
+    pairs = read_pairs(tmp_path, skip_bad=True)
+    if kept is None:  # the second of the first image's three
+        kept, images = [0, 2, 3, 4, 5], ("train/a", "train/b")
+    assert pairs.captions == tuple(f"caption {row}" for row in kept)
+    assert tuple(pairs.images[image] for image in sorted(set(pairs.image_of))) == images
 
 
 def test_captions_in_both_forms_are_refused(tmp_path):

@@ -37,12 +37,12 @@ def loop_p_values(S, image_of, rivals, tau, together):
     """One caption (or image) after the other: how many rivals reach its given image, which counts half."""
     surprise = {}
     for caption in range(S.shape[1]):
-        norm = np.log(sum(np.exp(S[rival, caption] / tau) for rival in rivals))
         for image in range(len(S)):
+            norm = np.log(sum(np.exp(S[rival, caption] / tau) for rival in {*rivals.tolist(), image}))
             surprise[image, caption] = S[image, caption] / tau - norm
     for image in range(len(S)):
         liked = []
-        for rival in rivals:
+        for rival in {*rivals.tolist(), image}:
             own = [surprise[image, c] for c in range(S.shape[1]) if image_of[c] == rival]
             liked += [np.exp(np.mean(own))] if own else []
         for caption in range(S.shape[1]):
@@ -102,6 +102,23 @@ def test_ranks_of_chance_are_uniform():
     rng = np.random.default_rng(0)
     p = rank_p_values(MatrixScores(rng.normal(size=(100, 2000))), np.arange(2000) % 100, tau=1, together=False, seed=())
     assert np.histogram(p, bins=10, range=(0, 1))[0].tolist() == pytest.approx([200] * 10, abs=60)
+
+
+def test_a_given_image_that_is_no_rival_fares_as_those_that_are(monkeypatch):
+    """Of mismatched pairs, with most images no rivals: uniform p-values, whoever is given."""
+    monkeypatch.setattr(crossfit, "RIVALS", 200)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(600, 24))
+    captions = images + 0.6 * rng.normal(size=images.shape)
+    given = np.arange(600)
+    given[:240] = np.roll(given[:240], 7)  # captions 0 to 239 belong to other images
+    S = (images / np.linalg.norm(images, axis=1)[:, None]) @ (captions / np.linalg.norm(captions, axis=1)[:, None]).T
+    p = rank_p_values(MatrixScores(S), given, tau=0.05, together=False, seed=(1,)).numpy()
+    rival = np.isin(given, np.random.default_rng((1,)).permutation(600)[:200])
+    wrong = np.arange(600) < 240
+    assert p[wrong & rival].mean() == pytest.approx(p[wrong & ~rival].mean(), abs=0.08)
+    assert p[wrong].mean() == pytest.approx(0.5, abs=0.1)
+    assert p[~wrong].mean() < 0.05
 
 
 def test_scores_that_are_not_numbers_are_refused():

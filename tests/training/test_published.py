@@ -158,8 +158,8 @@ def bad(name, state, path):
     if name == "truncated":
         path.write_bytes(path.read_bytes()[:-2000])
         return "checkpoint"
-    if name == "text":
-        path.write_text("not a checkpoint")
+    if name in ("text", "empty", "a torn number"):
+        path.write_bytes({"text": b"not a checkpoint", "empty": b"", "a torn number": b"\x80\x02J"}[name])
         return "checkpoint"
     content, words = {
         "a tensor": (torch.zeros(3), "holds a Tensor"),
@@ -171,6 +171,18 @@ def bad(name, state, path):
         ),
         "no image encoder": ({"net": {n: v for n, v in state.items() if "img_enc" not in n}}, "lacks img_enc.fc"),
         "a parameter more": ({"net": {**state, "sim_enc.more": torch.zeros(1)}}, "has sim_enc.more"),
+        "a parameter of no numbers": (
+            {"net": {**state, "img_enc.fc.weight": torch.zeros(0, 32)}},
+            "img_enc.fc.weight has no numbers of its own",
+        ),
+        "a parameter blown up": (
+            {"net": {**state, "txt_enc.embed.weight": torch.zeros(50, 1).expand(50, 10**13)}},
+            "txt_enc.embed.weight has no numbers of its own",
+        ),
+        "an option out of range": (
+            {"net": state, "opt": argparse.Namespace(tau=-1.0)},
+            "rematching.tau",
+        ),
         "a wrong shape": ({"net": {**state, "sim_enc.sim_eval_w.bias": torch.zeros(2)}}, "do not fit together"),
         "another vocabulary": (
             {"net": {**state, "txt_enc.embed.weight": torch.zeros(60, 24)}},
@@ -187,6 +199,11 @@ def bad(name, state, path):
         "no such file",
         "truncated",
         "text",
+        "empty",
+        "a torn number",
+        "a parameter of no numbers",
+        "a parameter blown up",
+        "an option out of range",
         "a tensor",
         "no state dict",
         "other things in the state",
@@ -219,6 +236,36 @@ def test_the_command_both_ways(golden, state, words, save, tmp_path, capsys):
     assert main(["convert", str(out), "--out", str(tmp_path / "back.pth.tar")]) == 2
     assert "is there already" in capsys.readouterr().err
     assert_golden(convert(tmp_path / "back.pth.tar", tmp_path / "back_vocab.json", tmp_path / "third").model, golden)
+
+
+def test_odd_facts_are_left_out(state, words, save, tmp_path):
+    options = argparse.Namespace(margin=True, tau=float("nan"), reg="x")
+    content = {"net": state, "epoch": torch.tensor(3), "best_rsum": float("inf"), "opt": options}
+    run = convert(save(content), words, tmp_path / "run")
+    assert run.record["converted"] == {"from": "model_best.pth.tar", "epoch": 3, "best_rsum": None}
+    assert (run.config.rematching.margin, run.config.rematching.tau) == (0.2, 0.05)
+
+
+def test_nothing_that_is_there_is_overwritten(state, words, save, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("keep me")
+    path = save({"net": state})
+    with pytest.raises(InputError, match="a folder with other files in it"):
+        convert(path, words, tmp_path / "mine")
+    assert (tmp_path / "mine" / "precious.txt").read_text() == "keep me"
+    run = convert(path, words, tmp_path / "run")
+    (tmp_path / "f30k_vocab.json").write_text("{}")
+    with pytest.raises(InputError, match=r"f30k_vocab\.json: is there already"):
+        export(run, tmp_path / "f30k.pth.tar")
+    assert (tmp_path / "f30k_vocab.json").read_text() == "{}"
+    assert not (tmp_path / "f30k.pth.tar").exists()
+
+
+def test_words_read_by_other_rules_are_not_exported(state, words, save, tmp_path):
+    run = convert(save({"net": state}), words, tmp_path / "run")
+    run.model.vocabulary = Vocabulary(words=run.model.vocabulary.words, tokeniser="unicode")
+    with pytest.raises(InputError, match="reads words by 'unicode'"):
+        export(run, tmp_path / "x.pth.tar")
 
 
 def test_a_converted_run_cannot_be_trained_on(state, words, save, tmp_path, small):

@@ -164,10 +164,11 @@ def _image_ids(ids: list[str], image_of: NDArray[np.int64], images: int, bad: Ba
     for row, (image, name) in enumerate(zip(image_of.tolist(), ids, strict=True)):
         if row in bad.reasons:
             continue
-        if owner.setdefault(name, image) != image or names[image] not in ("", name):
-            bad.add(row, f"image id {name!r} stands for another image too", "give every image one id of its own")
-        names[image] = name
-    return [name or str(image) for image, name in enumerate(names)]
+        if owner.get(name, image) != image or names[image] not in ("", name):
+            bad.add(row, f"image id {name!r} does not stand for one image alone", "give every image one id of its own")
+            continue
+        names[image], owner[name] = name, image
+    return [name or f"without id, {image}" for image, name in enumerate(names)]
 
 
 def _read_embeddings(images: Path, captions: Path) -> Pairs:

@@ -22,6 +22,7 @@ Estimator = Literal["likelihood", "moments"]
 
 _EDGE = 1e-3  # scaled losses at 0 and 1 are moved here, where a Beta density is finite; also where matched is decided
 _BOUNDS = (1e-2, 1e4)  # of every alpha and beta: no component shrinks onto a single loss
+_LEAST_SUM = 1e-4  # of alpha and beta, by moments: a component may heap up at both ends
 _FEWEST = 4  # distinct losses that a division needs
 _REACH = (0.0, 0.02, 0.1, 0.5, 2.0, 10.0)  # how far the range of a single Beta may reach beyond the scaled losses
 _LEAST_GAIN = 0.004  # mean log-likelihood by which two components must beat one, however many losses there are
@@ -351,11 +352,10 @@ def _maximise(p: float, q: float, start: tuple[float, float]) -> tuple[float, fl
 
 
 def _of_moments(mean: float, square: float) -> tuple[float, float]:
-    """alpha and beta of the Beta with this mean of x and of its square, within bounds."""
-    lowest, highest = _BOUNDS
+    """alpha and beta of the Beta with this mean of x and of its square; within bounds, where the mean is kept."""
     both = mean * (1 - mean) / max(square - mean * mean, 1e-300) - 1
-    alpha, beta = (min(max(part * both, lowest), highest) for part in (mean, 1 - mean))
-    return alpha, beta
+    both = min(max(both, _LEAST_SUM), _BOUNDS[1] / max(mean, 1 - mean))
+    return mean * both, (1 - mean) * both
 
 
 def _guess(p: float, q: float) -> tuple[float, float]:

@@ -114,8 +114,9 @@ def rank_p_values(
     """The share of images that a caption, or all captions given to one image, likes at least as well as its given one.
 
     A caption likes an image by `log softmax(S_c / tau)` over (at most `RIVALS`) images, drawn by `seed`, the rivals. So
-    that an image which all captions like is no better a rival than others, what the captions given to the rivals like
-    of it, `log Σ exp` of their means, is taken off. The given image counts half, so that p-values are above 0.
+    that an image which all captions like is no better a rival than others, what the captions given to the rivals and
+    to itself like of it, `log Σ exp` of their means, is taken off. The given image counts half, so that p-values are
+    above 0.
 
     Args:
         scores: of a model that has seen neither these images nor these captions.
@@ -148,7 +149,7 @@ def rank_p_values(
 
 
 def _popularity(scores: Scores, image_of: NDArray[np.int64], rivals: NDArray[np.int64], tau: float) -> Tensor:
-    """(images,) `log Σ exp` over the rivals' captions, taken together, of how they like each image."""
+    """(images,) `log Σ exp` over the rivals' captions and its own, each image's together, of how they like an image."""
     total = torch.zeros(scores.n_images, len(rivals))
     place = np.full(scores.n_images, -1)
     place[rivals] = np.arange(len(rivals))
@@ -157,20 +158,35 @@ def _popularity(scores: Scores, image_of: NDArray[np.int64], rivals: NDArray[np.
         _, liking = _liking(scores, rivals, np.arange(scores.n_images), captions, tau)
         total.index_add_(1, torch.from_numpy(place[image_of[captions]]), liking.T)
     counts = np.bincount(place[image_of[asked]], minlength=len(rivals))
-    return (total / torch.from_numpy(counts).clamp(min=1))[:, counts > 0].logsumexp(1)
+    popularity = (total / torch.from_numpy(counts).clamp(min=1))[:, counts > 0].logsumexp(1)
+    # a rival's own captions are among those asked; the others must not fare better for lack of theirs
+    own = torch.zeros(scores.n_images)
+    for captions in _chunks(np.flatnonzero(place[image_of] < 0)):
+        given = image_of[captions]
+        images, column = np.unique(given, return_inverse=True)
+        _, liking = _liking(scores, rivals, images, captions, tau)
+        own.index_add_(0, torch.from_numpy(given), liking[range(len(given)), torch.from_numpy(column)])
+    alone = (place < 0) & (np.bincount(image_of, minlength=scores.n_images) > 0)
+    own = own / torch.from_numpy(np.bincount(image_of, minlength=scores.n_images)).clamp(min=1)
+    return torch.where(torch.from_numpy(alone), torch.logaddexp(popularity, own), popularity)
 
 
 def _liking(
     scores: Scores, rivals: NDArray[np.int64], images: NDArray[np.int64], captions: NDArray[np.int64], tau: float
 ) -> tuple[Tensor, Tensor]:
-    """How captions like the rivals, and how they like `images`: `log softmax` over the rivals, a caption a row."""
+    """How captions like the rivals, and how they like `images`, a caption a row.
+
+    That is `log softmax` over the rivals; over them and the image itself, where it is none of them.
+    """
     S = (checked_block(scores, np.concatenate([rivals, images]), captions).float() / tau).cpu()
-    S = S - S[: len(rivals)].logsumexp(0)
-    return S[: len(rivals)].T, S[len(rivals) :].T
+    among, asked = S[: len(rivals)], S[len(rivals) :]
+    total = among.logsumexp(0)
+    is_rival = torch.from_numpy(np.isin(images, rivals))[:, None]
+    return (among - total).T, (asked - torch.where(is_rival, total, torch.logaddexp(total, asked))).T
 
 
 def _chunks(captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return np.array_split(captions, max(1, len(captions) // CHUNK))
+    return np.array_split(captions, max(1, len(captions) // CHUNK)) if len(captions) else []
 
 
 def _share_above(among: Tensor, own: Tensor, rivals: NDArray[np.int64], given: NDArray[np.int64]) -> Tensor:

@@ -5,9 +5,13 @@ and anything else is refused by name.
 """
 
 import argparse
+import dataclasses
 import json
+import math
 import pickle
 import re
+import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +26,7 @@ from l2rm.files import folder_written_whole, written_whole
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
+from l2rm.training.check import check_config
 from l2rm.training.run import Run, load_run, write_model, write_record
 from l2rm.training.settings import TrainConfig
 from l2rm.training.train import refuse_taken
@@ -69,6 +74,8 @@ def convert(checkpoint: str | Path, vocabulary: str | Path, out: str | Path) -> 
     """
     checkpoint, out = Path(checkpoint), Path(out)
     refuse_taken(out, resume=False)
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out}: is a folder with other files in it; choose another --out")
     content = _read(checkpoint)
     state = _state(content, checkpoint)
     words = Vocabulary.read(vocabulary)
@@ -92,8 +99,10 @@ def convert(checkpoint: str | Path, vocabulary: str | Path, out: str | Path) -> 
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint}: its parameters do not fit together ({reason})") from error
+    model_config = dataclasses.replace(model_config, tokeniser=words.tokeniser)
     config = TrainConfig(model=model_config, rematching=_rematching(content))
-    origin = {"epoch": content.get("epoch"), "best_rsum": content.get("best_rsum")}
+    check_config(config)
+    origin = {name: _number(content.get(name)) for name in ("epoch", "best_rsum")}
     with folder_written_whole(out) as beside:
         write_record(beside, config, shape, finished=True, converted={"from": checkpoint.name, **origin})
         write_model(beside, model)
@@ -108,12 +117,27 @@ def export(run: Run, path: str | Path) -> Path:
         The vocabulary's file: `model_best.pth.tar` is accompanied by `model_best_vocab.json`.
 
     Raises:
-        InputError: a model that the public code does not have.
+        InputError: a model that the public code does not have, or that reads words otherwise; a file that is there.
     """
     path, config, shape = Path(path), run.config.model, run.model.shape
     if config.similarity not in ("sgr", "saf") or run.model.vocabulary is None or config.caption_tower != "gru":
         raise InputError(f"{run.folder}: only sgr and saf models that read words in order (gru) have a published form")
+    if run.model.vocabulary.tokeniser != "published":
+        raise InputError(
+            f"{run.folder}: reads words by {run.model.vocabulary.tokeniser!r}, the public code by its own rules; "
+            "train with tokeniser published (--paper) to export"
+        )
+    stem = path.name.removesuffix(".tar").removesuffix(".pth")
+    beside_it = path.with_name(f"{stem}_vocab.json")
+    for taken in (path, beside_it):
+        if taken.exists():
+            raise InputError(f"{taken}: is there already; choose another --out")
     options = {
+        "data_name": stem,
+        "data_path": "./data",
+        "vocab_path": ".",
+        "batch_size": run.config.batch_size,
+        "workers": 0,
         "img_dim": shape.image_dim,
         "embed_size": config.embed_dim,
         "word_dim": config.word_dim,
@@ -138,7 +162,6 @@ def export(run: Run, path: str | Path) -> Path:
         "opt": argparse.Namespace(**options),
     }
     words = run.model.vocabulary.words
-    beside_it = path.with_name(path.name.removesuffix(".tar").removesuffix(".pth") + "_vocab.json")
     vocabulary = {
         "word2idx": {word: number for number, word in enumerate(words)},
         "idx2word": {str(number): word for number, word in enumerate(words)},
@@ -156,14 +179,25 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a checkpoint such as model_best.pth.tar")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols, above the one line that says what is wrong
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"holds {refused[1]}, which is neither a tensor nor an option" if refused else "is no checkpoint"
         raise InputError(f"{path}: {what}; nothing of it was executed, and it is not converted") from error
-    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+        struct.error,
+    ) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__} and no dictionary; give a model_best.pth.tar")
@@ -178,6 +212,9 @@ def _state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         keys = ", ".join(map(str, content)) or "nothing"
         raise InputError(f"{path}: has no state dict under net or model (it has {keys}); give a model_best.pth.tar")
+    for name, value in found.items():
+        if not value.numel() or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(f"{path}: {name} has no numbers of its own, shape {tuple(value.shape)}; it is damaged")
     # of a model that several GPUs trained together, every name begins with "module."
     return {re.sub(r"(^|\.)module\.", r"\1", str(name)): value for name, value in found.items()}
 
@@ -211,8 +248,17 @@ def _rematching(content: Mapping[str, Any]) -> RematchingConfig:
     """What the checkpoint's options tell of the method."""
     options = vars(content["opt"]) if isinstance(content.get("opt"), argparse.Namespace) else {}
     known = {"margin": "margin", "tau": "tau", "reg": "reg", "rho": "mass"}
-    told = {ours: options[theirs] for theirs, ours in known.items() if isinstance(options.get(theirs), int | float)}
+    numbers = {ours: _number(options.get(theirs)) for theirs, ours in known.items()}
+    told: dict[str, Any] = {name: float(value) for name, value in numbers.items() if value is not None}
     return RematchingConfig(**told)
+
+
+def _number(value: Any) -> float | int | None:
+    """A finite number, None for anything else that a checkpoint may hold in its place."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
 
 
 def _published(name: str) -> str:
