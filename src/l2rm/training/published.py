@@ -99,7 +99,8 @@ def convert(checkpoint: str | Path, vocabulary: str | Path, out: str | Path) -> 
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint}: its parameters do not fit together ({reason})") from error
-    model_config = dataclasses.replace(model_config, tokeniser=words.tokeniser)
+    tokeniser: Any = words.tokeniser  # checked by Vocabulary: a name that ModelConfig knows
+    model_config = dataclasses.replace(model_config, tokeniser=tokeniser)
     config = TrainConfig(model=model_config, rematching=_rematching(content))
     check_config(config)
     origin = {name: _number(content.get(name)) for name in ("epoch", "best_rsum")}
