@@ -12,38 +12,9 @@ from l2rm.rematching import objectives
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
 from l2rm.similarity.sgraf import SGR, CaptionNorm, GraphStep
+from l2rm.training.published import published_name
 
 here = Path(__file__).parent
-
-PUBLISHED_PREFIXES = {
-    "image_tower.project.": "img_enc.fc.",
-    "caption_tower.embed.": "txt_enc.embed.",
-    "caption_tower.gru.": "txt_enc.cap_rnn.",
-    "image_pool.local.": "sim_enc.v_global_w.embedding_local.0.",
-    "image_pool.local_norm.": "sim_enc.v_global_w.embedding_local.1.",
-    "image_pool.mean.": "sim_enc.v_global_w.embedding_global.0.",
-    "image_pool.mean_norm.": "sim_enc.v_global_w.embedding_global.1.",
-    "image_pool.gate.": "sim_enc.v_global_w.embedding_common.0.",
-    "caption_pool.local.": "sim_enc.t_global_w.embedding_local.0.",
-    "caption_pool.mean.": "sim_enc.t_global_w.embedding_global.0.",
-    "caption_pool.gate.": "sim_enc.t_global_w.embedding_common.0.",
-    "local_node.": "sim_enc.sim_tranloc_w.",
-    "global_node.": "sim_enc.sim_tranglo_w.",
-    "to_score.": "sim_enc.sim_eval_w.",
-    "gate.": "sim_enc.SAF_module.attn_sim_w.",
-    "gate_norm.": "sim_enc.SAF_module.bn.",
-    **{
-        f"graph.{step}.{ours}.": f"sim_enc.SGR_module.{step}.{theirs}."
-        for step in range(3)
-        for ours, theirs in (("query", "graph_query_w"), ("key", "graph_key_w"), ("out", "sim_graph_w"))
-    },
-}
-
-
-def published(name: str) -> str:
-    """The public code's name of our parameter `name`."""
-    ours = max((p for p in PUBLISHED_PREFIXES if name.startswith(p)), key=len)
-    return PUBLISHED_PREFIXES[ours] + name.removeprefix(ours)
 
 
 @pytest.fixture(scope="module", params=["sgr", "saf"])
@@ -63,7 +34,7 @@ def model(golden, kind):
     built = build_model(config, DataShape(image_dim=32, regions=36, vocabulary_size=50))
     built.load_state_dict(
         {
-            name: value if name.endswith("num_batches_tracked") else golden["state/" + published(name)]
+            name: value if name.endswith("num_batches_tracked") else golden["state/" + published_name(name)]
             for name, value in built.state_dict().items()
         }
     )
@@ -71,7 +42,7 @@ def model(golden, kind):
 
 
 def test_state_dicts_map_one_to_one(golden, model):
-    ours = {published(n) for n in model.state_dict() if not n.endswith("num_batches_tracked")}
+    ours = {published_name(n) for n in model.state_dict() if not n.endswith("num_batches_tracked")}
     assert ours == {n.removeprefix("state/") for n in golden if n.startswith("state/")}
 
 
@@ -95,7 +66,7 @@ def test_every_gradient_is_the_public_code_s(golden, model, name):
     loss.backward()
     theirs = {n.removeprefix(f"grad/{name}/"): g for n, g in golden.items() if n.startswith(f"grad/{name}/")}
     # a bias that the softmax cancels has no gradient here and a rounding error there
-    ours = {published(n): torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    ours = {published_name(n): torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     assert ours.keys() == theirs.keys()
     # float32 noise in the recorded gradients themselves reaches 4e-5 of a parameter's largest entry (seen in float64)
     for parameter, expected in theirs.items():

@@ -166,9 +166,9 @@ def _popularity(scores: Scores, image_of: NDArray[np.int64], rivals: NDArray[np.
         images, column = np.unique(given, return_inverse=True)
         _, liking = _liking(scores, rivals, images, captions, tau)
         own.index_add_(0, torch.from_numpy(given), liking[range(len(given)), torch.from_numpy(column)])
-    alone = (place < 0) & (np.bincount(image_of, minlength=scores.n_images) > 0)
-    own = own / torch.from_numpy(np.bincount(image_of, minlength=scores.n_images)).clamp(min=1)
-    return torch.where(torch.from_numpy(alone), torch.logaddexp(popularity, own), popularity)
+    given_to = np.bincount(image_of, minlength=scores.n_images)
+    own = torch.logaddexp(popularity, own / torch.from_numpy(given_to).clamp(min=1))
+    return torch.where(torch.from_numpy((place < 0) & (given_to > 0)), own, popularity)
 
 
 def _liking(

@@ -88,7 +88,7 @@ def convert(checkpoint: str | Path, vocabulary: str | Path, out: str | Path) -> 
             f"{vocabulary}: has {len(words)} words, but {checkpoint} was trained with {rows}; give its own vocabulary"
         )
     model = build_model(model_config, shape)
-    ours = {_published(name): name for name in model.state_dict()}
+    ours = {published_name(name): name for name in model.state_dict()}
     counters = {name for name in ours if name.endswith("num_batches_tracked")}  # old checkpoints have none
     if missing := sorted(ours.keys() - state.keys() - counters):
         raise InputError(f"{checkpoint}: lacks {missing[0]}; it is no SGR or SAF model as SGRAF builds them")
@@ -158,7 +158,7 @@ def export(run: Run, path: str | Path) -> Path:
     best = run.record.get("best") or run.record.get("converted") or {}
     content = {
         "epoch": best.get("epoch"),
-        "net": OrderedDict((_published(name), value.cpu()) for name, value in run.model.state_dict().items()),
+        "net": OrderedDict((published_name(name), value.cpu()) for name, value in run.model.state_dict().items()),
         "best_rsum": best.get("rsum", best.get("best_rsum")),
         "opt": argparse.Namespace(**options),
     }
@@ -262,8 +262,13 @@ def _number(value: Any) -> float | int | None:
     return value if is_number and math.isfinite(value) else None
 
 
-def _published(name: str) -> str:
-    """The public code's name of our parameter."""
+def published_name(name: str) -> str:
+    """The public code's name of our parameter.
+
+    Example:
+        >>> published_name("graph.0.out.bias")
+        'sim_enc.SGR_module.0.sim_graph_w.bias'
+    """
     if name.startswith("graph."):
         _, step, rest = name.split(".", 2)
         ours = next(one for one in GRAPH if rest.startswith(one))
