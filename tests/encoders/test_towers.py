@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from l2rm.encoders.towers import BagTower, RegionTower, VectorTower, WordTower, l2_normalise, linear
+from l2rm.encoders.towers import BagTower, RegionTower, VectorTower, WordTower, l2_normalise
 from l2rm.errors import InputError
 
 
@@ -14,15 +14,6 @@ def test_l2_makes_unit_vectors_and_leaves_zero_with_a_finite_gradient():
     y[0].sum().backward()
     assert x.grad.isfinite().all()
     torch.testing.assert_close(l2_normalise(torch.ones(4, 2), dim=0).norm(dim=0), torch.ones(2))
-
-
-def test_linear_starts_xavier_uniform_with_zero_bias():
-    torch.manual_seed(0)
-    layer = linear(300, 200)
-    bound = math.sqrt(6 / 500)
-    assert not layer.bias.any()
-    assert layer.weight.abs().max() <= bound
-    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
 
 
 def test_regions_become_unit_vectors_and_a_whole_image_is_one_region():

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from l2rm.encoders.towers import l2_normalise
 from l2rm.rematching import objectives
+from l2rm.similarity.graph import GraphStep
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
-from l2rm.similarity.sgraf import SGR, CaptionNorm, GraphStep
+from l2rm.similarity.sgraf import SGR, CaptionNorm
 from l2rm.training.published import published_name
 
 here = Path(__file__).parent
@@ -123,7 +124,9 @@ def test_gradients_equal_the_unfolded_attention():
     for layer in (step.query, step.key):
         torch.nn.init.normal_(layer.bias)
     nodes = torch.randn(3, 5, 6, dtype=torch.double)
-    folded = torch.autograd.grad(step(nodes, queries=5).square().sum(), [step.query.weight, step.key.weight])
+    folded = torch.autograd.grad(
+        step(nodes, 5).square().sum(), [step.query.weight, step.key.weight]
+    )
     plain = F.relu(step.out((step.query(nodes) @ step.key(nodes).transpose(1, 2)).softmax(-1) @ nodes))
     expected = torch.autograd.grad(plain.square().sum(), [step.query.weight, step.key.weight])
     for ours, theirs in zip(folded, expected, strict=True):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from l2rm.data.vocabulary import PAD
+from l2rm.encoders.linear import Linear
 from l2rm.errors import InputError
 
 NORM_FLOOR = 1e-8
@@ -16,14 +17,6 @@ def l2_normalise(x: Tensor, dim: int = -1) -> Tensor:
     return x / (length + NORM_FLOOR)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts Xavier uniform with zero bias, as every one of the published model does."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class RegionTower(nn.Module):
     """Region features to unit vectors of the joint space: `l2(W x + b)`, region by region.
 
@@ -32,7 +25,7 @@ class RegionTower(nn.Module):
 
     def __init__(self, feature_dim: int, embed_dim: int) -> None:
         super().__init__()
-        self.project = linear(feature_dim, embed_dim)
+        self.project = Linear(feature_dim, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, R, F) or (N, F) -> (N, R, D)."""
@@ -89,7 +82,7 @@ class VectorTower(nn.Module):
 
     def __init__(self, feature_dim: int, embed_dim: int) -> None:
         super().__init__()
-        self.project = linear(feature_dim, embed_dim)
+        self.project = Linear(feature_dim, embed_dim)
 
     def forward(self, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(N, F) -> (N, 1, D): a caption of one 'word'."""

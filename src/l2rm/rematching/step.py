@@ -1,6 +1,7 @@
 """The L2RM step: learn the cost, rematch the mismatched, learn from both."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from l2rm.data.batches import Batch, Batches
 from l2rm.rematching import objectives
 from l2rm.rematching.cost import COST_FLOOR, known_match_loss
+from l2rm.rematching.few import few_pairs
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.rematching.transport import TransportPlan, partial_transport
 from l2rm.similarity.model import RetrievalModel
@@ -59,8 +61,7 @@ class RematchingStep:
         weights: Tensor | None = None,
     ) -> StepResult:
         """`weights (B,)`: how far each pair of `matched` is taken as matched; None: in full."""
-        S = self.model(matched.images, matched.captions, matched.lengths)
-        terms = {"matched": self.matched_objective(S, weights=weights)}
+        terms = {"matched": self.learn_matched(matched, weights)}
         if mismatched is None:
             return StepResult(loss=terms["matched"], terms=terms)
         candidates = torch.cat([mismatched.image_ids, queue])
@@ -78,6 +79,16 @@ class RematchingStep:
         terms["rematched"] = learn(S, plan.matrix, self.config.tau)
         loss = terms["matched"] + self.config.rematch_weight * terms["rematched"]
         return StepResult(loss=loss, terms=terms, plan=plan, candidates=candidates)
+
+    def learn_matched(self, matched: Batch, weights: Tensor | None) -> Tensor:
+        """What matched pairs teach; where that hangs on few pairs of images and captions, only those carry gradient."""
+        objective = partial(self.matched_objective, weights=weights)
+        images = self.model.encode_images(matched.images)
+        captions = self.model.encode_captions(matched.captions, matched.lengths)
+        if self.config.matched_objective == "max_violation" and self.model.pairs_stand_alone:
+            return few_pairs(self.model, images, captions, objective)
+        loss: Tensor = objective(self.model.score(images, captions))
+        return loss
 
     def update_cost(self, matched: Batch) -> Tensor:
         """Lower what the cost charges a few matched images for their own captions; returns what it was.

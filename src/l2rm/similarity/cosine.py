@@ -12,11 +12,21 @@ class Cosine(RetrievalModel):
     range = (-1.0, 1.0)
 
     def encode_images(self, images: Tensor) -> Encoded:
-        return Encoded(l2_normalise(self.image_tower(images).mean(1)))
+        with self.autocast():
+            regions = self.image_tower(images)
+        return Encoded(l2_normalise(regions.float().mean(1)))
 
     def encode_captions(self, captions: Tensor, lengths: Tensor | None = None) -> Encoded:
-        # words beyond a caption's length are zero, and l2 makes the sum the mean
-        return Encoded(l2_normalise(self.caption_tower(captions, lengths).sum(1)))
+        with self.autocast():
+            words = self.caption_tower(captions, lengths)
+        return Encoded(l2_normalise(words.float().sum(1)))  # zero beyond a caption's length; l2 makes the sum the mean
 
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
         return images.whole @ captions.whole.T
+
+    def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
+        return (images.whole * captions.whole).sum(1)
+
+    @property
+    def pairs_stand_alone(self) -> bool:
+        return True

@@ -35,11 +35,15 @@ class Encoded:
             None if self.lengths is None else self.lengths[index],
         )
 
+    def detach(self) -> "Encoded":
+        """The same without gradient."""
+        return Encoded(self.whole.detach(), None if self.local is None else self.local.detach(), self.lengths)
+
 
 class RetrievalModel(nn.Module, ABC):
     """A similarity of images and captions that can be learned.
 
-    Subclasses give `encode_images`, `encode_captions`, `score`, and `range`, the interval their scores lie in.
+    Subclasses give `encode_images`, `encode_captions`, `score`, `score_pairs`, and `range`, the interval of their scores.
     """
 
     range: tuple[float, float]
@@ -50,6 +54,7 @@ class RetrievalModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.shape = shape
+        self.precision = config.precision
         self.image_tower = RegionTower(shape.image_dim, config.embed_dim)
         self.caption_tower: WordTower | BagTower | VectorTower
         if shape.vocabulary_size is not None and config.caption_tower == "bag":
@@ -60,6 +65,11 @@ class RetrievalModel(nn.Module, ABC):
             self.caption_tower = VectorTower(shape.caption_dim, config.embed_dim)
         else:
             raise ValueError("a DataShape needs vocabulary_size or caption_dim")
+
+    def autocast(self) -> torch.autocast:
+        """Products in bfloat16 inside the block, where `precision` says so; weights and scores stay as they are."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @abstractmethod
     def encode_images(self, images: Tensor) -> Encoded:
@@ -72,6 +82,15 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
         """All similarities of N images and M captions, (N, M)."""
+
+    @abstractmethod
+    def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
+        """The similarity of each image and the caption at the same place, (P,), for models whose pairs stand alone."""
+
+    @property
+    @abstractmethod
+    def pairs_stand_alone(self) -> bool:
+        """Whether a pair's score is the same whatever else is scored with it, in the mode that the model is in."""
 
     def forward(self, images: Tensor, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Similarities (N, M) with gradient, in the mode (training or evaluation) that the model is in."""

@@ -23,6 +23,9 @@ class ModelConfig:
     """Steps of graph reasoning (sgr)."""
     dropout: float = 0.4
     """Dropout of words (and, in sgr and saf, of the gates)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What products are computed in; weights, norms, softmax over regions and scores stay float32. bfloat16: faster
+    where the processor or card has it."""
     min_word_count: int = 4
     """Words seen less often in train and dev become <unk>."""
     tokeniser: Literal["unicode", "wordpunct", "published"] = "unicode"

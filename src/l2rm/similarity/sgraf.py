@@ -13,15 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2rm.encoders.towers import NORM_FLOOR, l2_normalise, linear
+from l2rm.encoders.linear import Linear
+from l2rm.encoders.towers import NORM_FLOOR, l2_normalise
+from l2rm.similarity.graph import GraphStep
 from l2rm.similarity.model import Encoded, RetrievalModel
+from l2rm.similarity.nodes import LEAK, affinities, attention, pair_nodes, products, working_type
 from l2rm.similarity.settings import DataShape, ModelConfig
-
-ATTENTION_SHARPNESS = 9.0
-LEAK = 0.1
-CHUNK_ELEMENTS = 500_000
-"""Contexts (N, C·L, D) are made this many numbers at a time when nothing is learned: they then stay in cache."""
-
 
 class GatedPool(nn.Module):
     """One vector for a set of local ones, each weighed by its agreement with their mean.
@@ -32,11 +29,11 @@ class GatedPool(nn.Module):
 
     def __init__(self, dim: int, dropout: float, regions: int | None = None) -> None:
         super().__init__()
-        self.local = linear(dim, dim)
-        self.mean = linear(dim, dim)
+        self.local = Linear(dim, dim)
+        self.mean = Linear(dim, dim)
         self.local_norm = nn.Identity() if regions is None else nn.BatchNorm1d(regions)
         self.mean_norm = nn.Identity() if regions is None else nn.BatchNorm1d(dim)
-        self.gate = linear(dim, 1)
+        self.gate = Linear(dim, 1)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, local: Tensor, mean: Tensor, present: Tensor | None = None) -> Tensor:
@@ -47,27 +44,6 @@ class GatedPool(nn.Module):
         if present is not None:
             logits = logits.masked_fill(~present, -torch.inf)
         return l2_normalise((logits.softmax(1)[..., None] * local).sum(1))
-
-
-class GraphStep(nn.Module):
-    """`x ← relu(W softmax(q(x) k(x)ᵀ) x + b)` over the nodes of each pair.
-
-    A term that only the query decides drops out of the softmax, so `q(x) k(x)ᵀ` needs one product with the folded
-    `W_qᵀ W_k` and one vector: half the work, the same function.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.query = linear(dim, dim)
-        self.key = linear(dim, dim)
-        self.out = linear(dim, dim)
-
-    def forward(self, x: Tensor, queries: int) -> Tensor:
-        """(P, K, S) nodes -> the first `queries` of them, updated, (P, queries, S)."""
-        fold = self.query.weight.T @ self.key.weight
-        shift = self.query.bias @ self.key.weight
-        logits = torch.baddbmm((x @ shift)[:, None], x[:, :queries] @ fold, x.transpose(1, 2))
-        return F.relu(self.out(logits.softmax(-1) @ x))
 
 
 class SimilarityVectors(RetrievalModel):
@@ -84,56 +60,77 @@ class SimilarityVectors(RetrievalModel):
         D, S = config.embed_dim, config.similarity_dim
         self.image_pool = GatedPool(D, config.dropout, shape.regions)
         self.caption_pool = GatedPool(D, config.dropout)
-        self.local_node = linear(D, S)
-        self.global_node = linear(D, S)
-        self.to_score = linear(S, 1)
+        self.local_node = Linear(D, S)
+        self.global_node = Linear(D, S)
+        self.to_score = Linear(S, 1)
+
+    @property
+    def pairs_stand_alone(self) -> bool:
+        return True
 
     @abstractmethod
     def summarise(self, nodes: Tensor) -> Tensor:
         """Nodes (N, C, 1 + L, S), the whole pair's first -> the vectors (N, C, S) that the scores are read off."""
 
     def encode_images(self, images: Tensor) -> Encoded:
-        regions = self.image_tower(images)
-        return Encoded(self.image_pool(regions, regions.mean(1)), regions)
+        with self.autocast():
+            regions = self.image_tower(images)
+            regions = regions.to(working_type(regions))
+            return Encoded(self.image_pool(regions, regions.mean(1)), regions)
 
     def encode_captions(self, captions: Tensor, lengths: Tensor | None = None) -> Encoded:
-        words = self.caption_tower(captions, lengths)
         if lengths is None:
-            lengths = torch.ones(len(words), dtype=torch.long)
-        on_device = lengths.to(words.device)
-        present = torch.arange(words.shape[1], device=words.device) < on_device[:, None]
-        whole = self.caption_pool(words, words.sum(1) / on_device[:, None], present)
-        return Encoded(whole, words, lengths.cpu())
+            lengths = torch.ones(len(captions), dtype=torch.long)
+        with self.autocast():
+            words = self.caption_tower(captions, lengths)
+            words = words.to(working_type(words))
+            on_device = lengths.to(words.device)
+            present = torch.arange(words.shape[1], device=words.device) < on_device[:, None]
+            whole = self.caption_pool(words, words.sum(1) / on_device[:, None], present)
+            return Encoded(whole, words, lengths.cpu())
 
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
-        assert captions.lengths is not None
-        columns, order = [], []
-        for group, length in _groups_of_equal_length(captions.lengths):
-            columns.append(self._score_group(images, captions.take(group), length))
-            order.append(group)
-        return torch.cat(columns, 1)[:, torch.cat(order).argsort()]
-
-    def _score_group(self, images: Encoded, captions: Encoded, length: int) -> Tensor:
-        """Scores (N, C) of captions of one length."""
         assert images.local is not None
         assert captions.local is not None
-        words = captions.local[:, :length]
-        if torch.is_grad_enabled() or self.training:
-            return self._score_chunk(images.whole, images.local, captions.whole, words)
-        chunk = max(1, CHUNK_ELEMENTS // max(1, words.numel()))
-        return torch.cat(
-            [
-                self._score_chunk(whole, local, captions.whole, words)
-                for whole, local in zip(images.whole.split(chunk), images.local.split(chunk), strict=True)
+        words, groups = [], list(_of_equal_length(captions))
+        for group, length in groups:
+            words.append(captions.local[group, :length])
+        with self.autocast():
+            with_one_another = products(images.local)
+            columns = [
+                self._scores(attention(affinity, with_one_another), images, captions.whole[None, group], word[None])
+                for (group, _), word, affinity in zip(groups, words, affinities(images.local, words), strict=True)
             ]
-        )
+        return torch.cat(columns, 1)[:, torch.cat([group for group, _ in groups]).argsort()]
 
-    def _score_chunk(self, image_ND: Tensor, region_NRD: Tensor, caption_CD: Tensor, word_CLD: Tensor) -> Tensor:
-        context = attend(region_NRD, word_CLD)
-        local = l2_normalise(self.local_node((context - word_CLD) ** 2))
-        whole = l2_normalise(self.global_node((image_ND[:, None] - caption_CD) ** 2))
-        summary = self.summarise(torch.cat([whole[:, :, None], local], 2))
-        return torch.sigmoid(self.to_score(summary)).squeeze(-1)
+    def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
+        assert captions.local is not None
+        scores, groups = [], list(_of_equal_length(captions))
+        for group, length in groups:
+            image, word = images.take(group), captions.local[group, None, :length]
+            assert image.local is not None
+            with self.autocast():
+                affinity = F.leaky_relu(image.local @ word[:, 0].transpose(1, 2), LEAK)[:, :, None]
+                shares = attention(affinity, products(image.local))
+                scores.append(self._scores(shares, image, captions.whole[group, None], word).squeeze(1))
+        return torch.cat(scores)[torch.cat([group for group, _ in groups]).argsort()]
+
+    def _scores(self, shares: Tensor, images: Encoded, whole: Tensor, words: Tensor) -> Tensor:
+        """(N, R, C·L) attention of N images to captions (B, C, D) with words (B, C, L, D) -> (N, C)."""
+        assert images.local is not None
+        local_layer = (self.local_node.weight, self.local_node.bias)
+        whole_layer = (self.global_node.weight, self.global_node.bias)
+        nodes = pair_nodes(shares, (images.whole, images.local), (whole, words), whole_layer, local_layer)
+        summary = self.summarise(nodes)
+        with torch.autocast(summary.device.type, enabled=False):
+            return torch.sigmoid(self.to_score(summary.to(self.to_score.weight.dtype))).squeeze(-1)
+
+
+def _of_equal_length(captions: Encoded) -> Iterator[tuple[Tensor, int]]:
+    """Where the captions of each length are, and the length."""
+    assert captions.lengths is not None
+    for length in captions.lengths.unique().tolist():
+        yield (captions.lengths == length).nonzero().squeeze(1), length
 
 
 class SGR(SimilarityVectors):
@@ -147,7 +144,7 @@ class SGR(SimilarityVectors):
         N, C, K, S = nodes.shape
         x = nodes.view(N * C, K, S)
         for step, reason in enumerate(self.graph, start=1):
-            x = reason(x, queries=1 if step == len(self.graph) else K)
+            x = reason(x, 1 if step == len(self.graph) else K)
         return x[:, 0].view(N, C, S)
 
 
@@ -187,25 +184,14 @@ class SAF(SimilarityVectors):
 
     def __init__(self, config: ModelConfig, shape: DataShape) -> None:
         super().__init__(config, shape)
-        self.gate = linear(config.similarity_dim, 1)
+        self.gate = Linear(config.similarity_dim, 1)
         self.gate_norm = CaptionNorm(1)
+
+    @property
+    def pairs_stand_alone(self) -> bool:
+        return not self.training
 
     def summarise(self, nodes: Tensor) -> Tensor:
         gates = torch.sigmoid(self.gate_norm(self.gate(nodes).squeeze(-1)))
         shares = gates / (gates.sum(2, keepdim=True) + NORM_FLOOR)
         return l2_normalise((shares[:, :, None] @ nodes).squeeze(2))
-
-
-def attend(region_NRD: Tensor, word_CLD: Tensor) -> Tensor:
-    """What each word sees in each image: a unit context (N, C, L, D), attention sharpened 9 times."""
-    N, R, D = region_NRD.shape
-    C, L, _ = word_CLD.shape
-    affinity = F.leaky_relu(region_NRD.reshape(N * R, D) @ word_CLD.reshape(C * L, D).T, LEAK)
-    affinity = l2_normalise(affinity.view(N, R, C, L))
-    attention = (ATTENTION_SHARPNESS * affinity).softmax(1).view(N, R, C * L)
-    return l2_normalise(attention.transpose(1, 2) @ region_NRD).view(N, C, L, D)
-
-
-def _groups_of_equal_length(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
-    for length in lengths.unique().tolist():
-        yield (lengths == length).nonzero().squeeze(1), length
