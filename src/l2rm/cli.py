@@ -25,6 +25,7 @@ from l2rm.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit as AuditResult
+    from l2rm.sources import Injection
 
 DATA_HELP = (
     "A precomp folder, a table (.csv .tsv .jsonl .parquet with columns image, caption), images.npy,captions.npy, or "
@@ -128,6 +129,7 @@ class Train(Command):
     Examples:
       l2rm train pairs.csv --image-root images --out runs/mine --recipe quickstart
       l2rm train f30k_precomp --mismatch image_40.npy --recipe f30k --paper --out runs/f30k-40
+      l2rm train f30k_precomp --ratio 0.4 --level image --recipe f30k --out runs/f30k-40
       l2rm train f30k_precomp --out runs/f30k-40 --resume
     """
 
@@ -142,6 +144,10 @@ class Train(Command):
     """Go on with the run in RUN, by its own settings."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
     """Mismatch the train split by a published index file."""
+    ratio: float | None = None
+    """Mismatch this share of the train split, drawn by --seed as l2rm corrupt does; the index goes to RUN."""
+    level: Literal["image", "caption"] | None = None
+    """With --ratio: mismatch whole images or single captions."""
     image_root: ImageRoot = None
     skip_bad: SkipBad = False
     encoder: Annotated[str, arg(metavar="NAME")] = "efficientnet-lite0"
@@ -151,15 +157,17 @@ class Train(Command):
     config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self) -> None:
-        from l2rm.sources import DataConfig, EncoderConfig, open_training, refuse_other_encoder
+        from l2rm.sources import TRAIN, DataConfig, EncoderConfig, corrupt, open_training, refuse_other_encoder
         from l2rm.training.train import pick_device, train
 
+        injection = self._injection()
         data = DataConfig(
             source=self.data,
             image_root=self.image_root,
             seed=self.config.seed,
             skip_bad=self.skip_bad,
             mismatch=self.mismatch,
+            injection=injection,
             encoder=EncoderConfig(name=self.encoder, grid=self.grid),
         )
         found = open_training(data, progress=not self.quiet, device=pick_device(self.config.device))
@@ -171,9 +179,23 @@ class Train(Command):
         run = train(
             found.train, found.dev, self.config, self.out, facts=facts, resume=self.resume, progress=not self.quiet
         )
+        if injection is not None:
+            corrupt(data, **dataclasses.asdict(injection), split=TRAIN, out=self.out / "mismatch.npy")
         best = run.record["best"]
         print(f"dev rSum {best['rsum']:.1f} at epoch {best['epoch']} of {run.config.epochs} ({best['stage']})")
         print(f"the run is in {self.out}; next: l2rm evaluate {self.out} --data {self.data}")
+
+    def _injection(self) -> "Injection | None":
+        """The mismatches that --ratio and --level ask for."""
+        from l2rm.sources import Injection
+
+        if self.ratio is None and self.level is None:
+            return None
+        if self.ratio is None or self.level is None:
+            raise InputError("ratio, level: one stands without the other; give both, such as --ratio 0.4 --level image")
+        if self.mismatch is not None:
+            raise InputError(f"ratio: the train split is mismatched by {self.mismatch} already; give one or the other")
+        return Injection(ratio=self.ratio, level=self.level, seed=self.config.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,6 +455,8 @@ def _resumed(start: Train, folder: Path) -> Train:
         start,
         config=config,
         mismatch=data.mismatch,
+        ratio=None if data.injection is None else data.injection.ratio,
+        level=None if data.injection is None else data.injection.level,
         image_root=data.image_root,
         skip_bad=data.skip_bad,
         encoder=data.encoder.name,

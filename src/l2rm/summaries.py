@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 def training_summary(data: "TrainingData") -> str:
     """The size of every split, and what is known of mismatches."""
     lines = [f"{split}: {images} images, {captions} captions" for split, (images, captions) in data.sizes.items()]
-    if data.level is not None:
+    if data.level == "none":
+        lines.append("train is known to be matched")
+    elif data.level is not None:
         lines.append(f"train is known to be mismatched at level {data.level}, ratio {data.ratio:.3g}")
     return "\n".join(lines)
 
