@@ -77,7 +77,22 @@ def parsed(*arguments: str) -> Train:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_and_paper_set_defaults(name: str) -> None:
     assert parsed("--recipe", name).config == RECIPES[name]()
-    assert parsed("--paper", f"--recipe={name}").config == faithful(RECIPES[name]())
+    assert parsed("--paper", f"--recipe={name}", "--mismatch", "index.npy").config == faithful(RECIPES[name]())
+
+
+@pytest.mark.parametrize(
+    ("options", "forbid"),
+    [
+        ("--mismatch=index.npy", "pair"),
+        ("--ratio=0.2 --level=image", "pair"),
+        ("--ratio=0 --level=image", "nothing"),
+        ("", "nothing"),
+        ("--rematching.forbid=pair", "pair"),
+    ],
+)
+def test_paper_masks_plans_where_mismatches_are_injected(options: str, forbid: str) -> None:
+    assert parsed("--recipe=cc152k", "--paper", *options.split()).config.rematching.forbid == forbid
+    assert parsed("--recipe=cc152k", *options.split()).config.rematching.forbid in ("image", "pair")
 
 
 def test_explicit_options_override_recipe_and_paper() -> None:

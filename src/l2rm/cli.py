@@ -139,7 +139,8 @@ class Train(Command):
     recipe: Literal["f30k", "coco", "cc152k", "quickstart"] | None = None
     """Named settings; explicit options override them."""
     paper: Flag = False
-    """Every choice as it was published, where a default improves on it."""
+    """Every choice as it was published, where a default improves on it. Without --mismatch or --ratio that is no mask
+    on the plan: the public code forbids given pairs only where mismatches were injected."""
     resume: Flag = False
     """Go on with the run in RUN, by its own settings."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
@@ -431,8 +432,9 @@ def _overview() -> Any:
 def _train_defaults(arguments: list[str]) -> Train:
     """What `train` starts from: a recipe, the published choices, or the run to be resumed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--recipe", "--out"):
+    for name in ("--recipe", "--out", "--mismatch"):
         parser.add_argument(name, nargs="?")
+    parser.add_argument("--ratio", nargs="?", type=float)
     for name in ("--paper", "--resume", "--help", "-h"):
         parser.add_argument(name, action="store_true")
     start = Train(data=tyro.MISSING, out=tyro.MISSING)
@@ -444,7 +446,10 @@ def _train_defaults(arguments: list[str]) -> Train:
     if chosen.resume and (folder / "config.json").exists() and not (chosen.help or chosen.h):
         start = _resumed(start, folder)
     config = RECIPES[chosen.recipe]() if chosen.recipe in RECIPES else start.config
-    return dataclasses.replace(start, config=faithful(config) if chosen.paper else config)
+    if chosen.paper:
+        injected = any((chosen.mismatch, chosen.ratio, start.mismatch, start.ratio))
+        config = faithful(config, injected=injected)
+    return dataclasses.replace(start, config=config)
 
 
 def _resumed(start: Train, folder: Path) -> Train:
