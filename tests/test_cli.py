@@ -77,7 +77,22 @@ def parsed(*arguments: str) -> Train:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_and_paper_set_defaults(name: str) -> None:
     assert parsed("--recipe", name).config == RECIPES[name]()
-    assert parsed("--paper", f"--recipe={name}").config == faithful(RECIPES[name]())
+    assert parsed("--paper", f"--recipe={name}", "--mismatch", "index.npy").config == faithful(RECIPES[name]())
+
+
+@pytest.mark.parametrize(
+    ("options", "forbid"),
+    [
+        ("--mismatch=index.npy", "pair"),
+        ("--ratio=0.2 --level=image", "pair"),
+        ("--ratio=0 --level=image", "nothing"),
+        ("", "nothing"),
+        ("--rematching.forbid=pair", "pair"),
+    ],
+)
+def test_paper_masks_plans_where_mismatches_are_injected(options: str, forbid: str) -> None:
+    assert parsed("--recipe=cc152k", "--paper", *options.split()).config.rematching.forbid == forbid
+    assert parsed("--recipe=cc152k", *options.split()).config.rematching.forbid in ("image", "pair")
 
 
 def test_explicit_options_override_recipe_and_paper() -> None:
@@ -135,10 +150,12 @@ def test_precomp_folder_end_to_end(
     assert list(metrics) == ["i2t", "t2i", "rsum", "protocol", "images", "captions"]
     assert list(metrics["i2t"]) == ["r1", "r5", "r10", "medr", "meanr"] == list(metrics["t2i"])
     assert (metrics["protocol"], metrics["images"], metrics["captions"]) == ("full", 10, 20)
-    assert "ensemble of 2 runs" in shown.out
-    assert f"rSum {metrics['rsum']:.1f}" in shown.out
-    rows = [line.split()[3:] for line in shown.out.splitlines() if " to " in line]
-    assert rows == [[f"{value:.1f}" for value in metrics[way].values()] for way in ("i2t", "t2i")]
+    title, *heads, first, other, ensemble = shown.out.splitlines()
+    assert title == "full: among all 10 images, 20 captions"
+    assert heads[1].split() == ["R@1", "R@5", "R@10"] * 2 + ["rSum"]
+    assert (first.split()[0], other.split()[0]) == (str(trained), str(second))
+    cells = [metrics[way][recall] for way in ("i2t", "t2i") for recall in ("r1", "r5", "r10")]
+    assert ensemble.split() == ["mean", "of", "2", "runs", *(f"{cell:.1f}" for cell in (*cells, metrics["rsum"]))]
 
     assert main(["audit", str(precomp), "--mismatch", str(index), "--model", str(second), "--out", str(audit)]) == 0
     shown = capsys.readouterr()
@@ -252,7 +269,7 @@ def test_table_of_images_end_to_end(tmp_path: Path, tiny: list[str], capsys: pyt
     assert (record["shape"]["regions"], record["shape"]["image_dim"]) == (4, 1280)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(noisy)]) == 0  # the run knows the folder of the images
-    assert "(5 images, 10 captions, full)" in capsys.readouterr().out
+    assert "among all 5 images, 10 captions" in capsys.readouterr().out
     assert main(["audit", str(noisy), "--split", "train", "--model", str(run), "--out", str(audit), "--quiet"]) == 0
     assert pq.read_table(audit / "audit.parquet").num_rows == 32
 

@@ -229,6 +229,15 @@ def test_data_that_a_run_cannot_take(
     assert "9 images do not make 5 equal folds" in refused("evaluate", trained, "--data", nine, "--protocol", "folds5")
 
 
+def test_which_pairs_to_mismatch_is_said_once_and_in_full(refused: Refused, precomp: Path, tmp_path: Path) -> None:
+    train = ["train", precomp, "--out", tmp_path / "run", "--quiet"]
+    for half in (["--ratio", 0.4], ["--level", "image"]):
+        assert "ratio, level: one stands without the other; give both" in refused(*train, *half)
+    both = ["--ratio", 0.4, "--level", "image"]
+    assert "mismatched by index.npy already" in refused(*train, *both, "--mismatch", "index.npy")
+    assert "ratio: 1.4 is outside [0, 1)" in refused(*train, "--ratio", 1.4, "--level", "image")
+
+
 def test_a_second_train_into_a_run(
     refused: Refused, precomp: Path, index: Path, trained: Path, tmp_path: Path, tiny: list[str]
 ) -> None:

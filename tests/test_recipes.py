@@ -51,6 +51,13 @@ def test_faithful_is_the_published_method(name: str) -> None:
     assert faithful(after) == after
 
 
+def test_the_public_code_masks_injected_mismatches_only() -> None:
+    for name, recipe in RECIPES.items():
+        masked, unmasked = faithful(recipe()), faithful(recipe(), injected=False)
+        assert (masked.rematching.forbid, unmasked.rematching.forbid) == ("pair", "nothing"), name
+        assert dataclasses.replace(unmasked, rematching=masked.rematching) == masked
+
+
 def test_faithful_undoes_settings_and_leaves_a_chosen_tokeniser() -> None:
     start = TrainConfig(model=ModelConfig(tokeniser="wordpunct"))
     start = dataclasses.replace(

@@ -14,6 +14,7 @@ from l2rm.errors import InputError
 from l2rm.sources import (
     DataConfig,
     EncoderConfig,
+    Injection,
     corrupt,
     data_for,
     measured_mismatch,
@@ -157,6 +158,19 @@ def test_corrupt_refuses_tables_of_features_and_overwriting_them(
     for source, out in ((str(folder), folder / "train_ims.npy"), (embeddings, tmp_path / "images.npy")):
         with pytest.raises(InputError, match="part of the data itself"):
             corrupt(DataConfig(source=source), ratio=0.4, level="image", seed=0, split="train", out=out)
+
+
+@pytest.mark.parametrize("level", ["image", "caption"])
+def test_an_injection_is_what_corrupt_writes(tmp_path: Path, level: str, make_precomp: Callable[..., Path]) -> None:
+    draw = Injection(ratio=0.3, level=level, seed=5)  # type: ignore[arg-type]
+    for source in (make_precomp(tmp_path / "folder"), write_embeddings(tmp_path)):  # with splits and without
+        data, index = DataConfig(source=str(source), seed=5), tmp_path / "index.npy"
+        corrupt(data, ratio=0.3, level=level, seed=5, split="train", out=index)  # type: ignore[arg-type]
+        drawn, read = (open_training(replace(data, **how)) for how in ({"injection": draw}, {"mismatch": index}))
+        assert drawn.train.image_of.tolist() == read.train.image_of.tolist()
+        assert (drawn.level, drawn.ratio) == (read.level, read.ratio) == (level, pytest.approx(0.3, abs=0.02))
+        assert drawn.facts["injection"] == {"ratio": 0.3, "level": level, "seed": 5}
+        assert read.facts["injection"] is None
 
 
 def test_splits_that_training_needs(tmp_path: Path, make_precomp: Callable[..., Path]) -> None:

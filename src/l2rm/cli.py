@@ -19,12 +19,13 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 from l2rm import __version__
 from l2rm.errors import InputError
 from l2rm.recipes import RECIPES, faithful
-from l2rm.summaries import audit_summary, metrics_table, training_summary
+from l2rm.summaries import audit_summary, metrics_table, run_names, training_summary
 from l2rm.terminal import guarded
 from l2rm.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit as AuditResult
+    from l2rm.sources import Injection
 
 DATA_HELP = (
     "A precomp folder, a table (.csv .tsv .jsonl .parquet with columns image, caption), images.npy,captions.npy, or "
@@ -128,6 +129,7 @@ class Train(Command):
     Examples:
       l2rm train pairs.csv --image-root images --out runs/mine --recipe quickstart
       l2rm train f30k_precomp --mismatch image_40.npy --recipe f30k --paper --out runs/f30k-40
+      l2rm train f30k_precomp --ratio 0.4 --level image --recipe f30k --out runs/f30k-40
       l2rm train f30k_precomp --out runs/f30k-40 --resume
     """
 
@@ -137,11 +139,16 @@ class Train(Command):
     recipe: Literal["f30k", "coco", "cc152k", "quickstart"] | None = None
     """Named settings; explicit options override them."""
     paper: Flag = False
-    """Every choice as it was published, where a default improves on it."""
+    """Every choice as it was published, where a default improves on it. Without --mismatch or --ratio that is no mask
+    on the plan: the public code forbids given pairs only where mismatches were injected."""
     resume: Flag = False
     """Go on with the run in RUN, by its own settings."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
     """Mismatch the train split by a published index file."""
+    ratio: float | None = None
+    """Mismatch this share of the train split, drawn by --seed as l2rm corrupt does; the index goes to RUN."""
+    level: Literal["image", "caption"] | None = None
+    """With --ratio: mismatch whole images or single captions."""
     image_root: ImageRoot = None
     skip_bad: SkipBad = False
     encoder: Annotated[str, arg(metavar="NAME")] = "efficientnet-lite0"
@@ -151,15 +158,17 @@ class Train(Command):
     config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self) -> None:
-        from l2rm.sources import DataConfig, EncoderConfig, open_training, refuse_other_encoder
+        from l2rm.sources import TRAIN, DataConfig, EncoderConfig, corrupt, open_training, refuse_other_encoder
         from l2rm.training.train import pick_device, train
 
+        injection = self._injection()
         data = DataConfig(
             source=self.data,
             image_root=self.image_root,
             seed=self.config.seed,
             skip_bad=self.skip_bad,
             mismatch=self.mismatch,
+            injection=injection,
             encoder=EncoderConfig(name=self.encoder, grid=self.grid),
         )
         found = open_training(data, progress=not self.quiet, device=pick_device(self.config.device))
@@ -171,21 +180,35 @@ class Train(Command):
         run = train(
             found.train, found.dev, self.config, self.out, facts=facts, resume=self.resume, progress=not self.quiet
         )
+        if injection is not None:
+            corrupt(data, **dataclasses.asdict(injection), split=TRAIN, out=self.out / "mismatch.npy")
         best = run.record["best"]
         print(f"dev rSum {best['rsum']:.1f} at epoch {best['epoch']} of {run.config.epochs} ({best['stage']})")
         print(f"the run is in {self.out}; next: l2rm evaluate {self.out} --data {self.data}")
+
+    def _injection(self) -> "Injection | None":
+        """The mismatches that --ratio and --level ask for."""
+        from l2rm.sources import Injection
+
+        if self.ratio is None and self.level is None:
+            return None
+        if self.ratio is None or self.level is None:
+            raise InputError("ratio, level: one stands without the other; give both, such as --ratio 0.4 --level image")
+        if self.mismatch is not None:
+            raise InputError(f"ratio: the train split is mismatched by {self.mismatch} already; give one or the other")
+        return Injection(ratio=self.ratio, level=self.level, seed=self.config.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
     """Measure retrieval: R@1, R@5, R@10 both ways and their sum, rSum. Several RUNs are an ensemble.
 
-    Ranks are exact, and ties count against the model. An ensemble averages the runs' similarities. DATA without splits
-    are split as the runs split theirs.
+    Ranks are exact, and ties count against the model. An ensemble averages the runs' similarities; each run gets a row
+    of its own too, so SGR, SAF and SGRAF are in one table. DATA without splits are split as the runs split theirs.
 
     Examples:
       l2rm evaluate runs/mine --data pairs.csv
-      l2rm evaluate runs/sgr runs/saf --data coco_precomp --split testall --protocol folds5 --json coco.json
+      l2rm evaluate runs/sgr runs/saf --data coco_precomp --split testall --json coco.json
     """
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN")]
@@ -193,17 +216,19 @@ class Evaluate(Command):
     data: Annotated[str, arg(metavar="DATA", help=DATA_HELP)]
     split: str = "test"
     """The split to rank."""
-    protocol: Literal["full", "folds5"] = "full"
-    """full: rank among everything. folds5: the mean over five folds, as in COCO 1K."""
+    protocol: Literal["full", "folds5"] | None = None
+    """full: rank among everything. folds5: the mean over five folds. Default: full and, of 5,000 images, folds5 too:
+    COCO 5K and 1K."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Also write the metrics there."""
+    """Also write the metrics there: of the ensemble, where RUNs are several; full, where no protocol is chosen."""
     image_root: ImageRoot = None
     skip_bad: SkipBad = False
     device: str = "auto"
     """auto, or a torch device."""
 
     def run(self) -> None:
-        from l2rm.evaluation.evaluate import evaluate
+        from l2rm.evaluation.evaluate import evaluate_each
+        from l2rm.evaluation.metrics import usual_protocols
         from l2rm.sources import DataConfig, data_for, open_split, with_features
         from l2rm.training.run import load_run, write_json
         from l2rm.training.train import pick_device
@@ -211,17 +236,16 @@ class Evaluate(Command):
         if not self.runs:
             raise InputError("RUN: none is given; name one or more folders that `l2rm train` left")
         device = pick_device(self.device)
-        models = [load_run(folder, device).model for folder in self.runs]
+        runs = [load_run(folder, device) for folder in self.runs]
         data = data_for(self.runs, DataConfig(source=self.data, image_root=self.image_root, skip_bad=self.skip_bad))
         pairs = open_split(data, self.split)
         progress = not self.quiet
         pairs = with_features(pairs, data.encoder, skip_bad=data.skip_bad, progress=progress, device=device)
-        metrics = evaluate(models, pairs, protocol=self.protocol, progress=progress)
+        protocols = usual_protocols(pairs.n_images) if self.protocol is None else (self.protocol,)
+        tables = evaluate_each([run.model for run in runs], pairs, protocols=protocols, progress=progress)
         if self.json is not None:
-            write_json(self.json, metrics.to_dict())
-        if len(models) > 1:
-            print(f"ensemble of {len(models)} runs")
-        print(metrics_table(metrics))
+            write_json(self.json, tables[0][-1].to_dict())
+        print("\n\n".join(metrics_table(run_names(runs), metrics) for metrics in tables))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,8 +432,9 @@ def _overview() -> Any:
 def _train_defaults(arguments: list[str]) -> Train:
     """What `train` starts from: a recipe, the published choices, or the run to be resumed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--recipe", "--out"):
+    for name in ("--recipe", "--out", "--mismatch"):
         parser.add_argument(name, nargs="?")
+    parser.add_argument("--ratio", nargs="?", type=float)
     for name in ("--paper", "--resume", "--help", "-h"):
         parser.add_argument(name, action="store_true")
     start = Train(data=tyro.MISSING, out=tyro.MISSING)
@@ -421,7 +446,10 @@ def _train_defaults(arguments: list[str]) -> Train:
     if chosen.resume and (folder / "config.json").exists() and not (chosen.help or chosen.h):
         start = _resumed(start, folder)
     config = RECIPES[chosen.recipe]() if chosen.recipe in RECIPES else start.config
-    return dataclasses.replace(start, config=faithful(config) if chosen.paper else config)
+    if chosen.paper:
+        injected = any((chosen.mismatch, chosen.ratio, start.mismatch, start.ratio))
+        config = faithful(config, injected=injected)
+    return dataclasses.replace(start, config=config)
 
 
 def _resumed(start: Train, folder: Path) -> Train:
@@ -432,6 +460,8 @@ def _resumed(start: Train, folder: Path) -> Train:
         start,
         config=config,
         mismatch=data.mismatch,
+        ratio=None if data.injection is None else data.injection.ratio,
+        level=None if data.injection is None else data.injection.level,
         image_root=data.image_root,
         skip_bad=data.skip_bad,
         encoder=data.encoder.name,

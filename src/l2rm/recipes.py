@@ -58,20 +58,25 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
-def faithful(config: TrainConfig) -> TrainConfig:
+def faithful(config: TrainConfig, *, injected: bool = True) -> TrainConfig:
     """The same with every choice of the method as it was published, where the defaults do something else.
 
     Schedule, batch size, learning rates and dimensions stay as they are: recipes set those. Words are read as published
     unless `config` already asks for another reading than the default.
 
+    Args:
+        config: what to start from.
+        injected: whether mismatches are put into the training pairs on purpose. The public code switches its mask by
+            that: where none are, as on CC152K, its plans may leave a caption with the image that it is given.
+
     Example:
-        >>> faithful(f30k()).rematching.forbid
-        'pair'
+        >>> faithful(f30k()).rematching.forbid, faithful(cc152k(), injected=False).rematching.forbid
+        ('pair', 'nothing')
     """
     tokeniser = "published" if config.model.tokeniser == "unicode" else config.model.tokeniser
     rematching = replace(
         config.rematching,
-        forbid="pair",
+        forbid="pair" if injected else "nothing",
         one_mode="mixture",
         estimator="moments",
         monotone=False,

@@ -31,6 +31,15 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Injection:
+    """Mismatches to put into the train split at random: what `corrupt` draws by the same ratio, level and seed."""
+
+    ratio: float
+    level: Literal["image", "caption"]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What pairs to read, and how.
 
@@ -41,6 +50,7 @@ class DataConfig:
         skip_bad: leave bad rows out and name them in warnings.
         mismatch: an index file that says which image each caption is given. It counts the captions of the split that
             it mismatches; where the source has no splits of its own, all captions, whichever seed splits them.
+        injection: mismatches for training, drawn instead of read from an index file.
         encoder: makes the features of images.
     """
 
@@ -49,6 +59,7 @@ class DataConfig:
     seed: int | None = 0
     skip_bad: bool = False
     mismatch: Path | None = None
+    injection: Injection | None = None
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     @property
@@ -114,6 +125,8 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
         if name not in splits:
             remedy = f"add {name}_ims.npy and {name}_caps.txt" if data.is_folder else f"add rows whose split is {name}"
             raise InputError(f"{data.source}: no split {name!r} among {', '.join(splits)}; {remedy}: {purpose}")
+    if data.injection is not None:
+        splits[TRAIN] = inject_mismatches(splits[TRAIN], **asdict(data.injection)).pairs
     train, dev = (
         with_features(splits[name], data.encoder, skip_bad=data.skip_bad, progress=progress, device=device)
         for name in (TRAIN, DEV)
@@ -132,6 +145,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
             "level": level,
             "ratio": ratio,
         },
+        "injection": None if data.injection is None else asdict(data.injection),
         "encoder": asdict(data.encoder) if encoded else None,
     }
     sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
@@ -228,13 +242,14 @@ def saved_data(folder: Path) -> DataConfig | None:
     facts = read_record(folder).get("data")
     if facts is None:
         return None
-    mismatch = (facts["mismatch"] or {}).get("index")
+    mismatch, injection = (facts["mismatch"] or {}).get("index"), facts.get("injection")
     return DataConfig(
         source=facts["source"],
         image_root=None if facts["image_root"] is None else Path(facts["image_root"]),
         seed=facts["seed"],
         skip_bad=facts["skip_bad"],
         mismatch=None if mismatch is None else Path(mismatch),
+        injection=None if injection is None else Injection(**injection),
         encoder=EncoderConfig(**(facts["encoder"] or {})),
     )
 

@@ -1,28 +1,49 @@
 """What commands print of their results."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
     from l2rm.evaluation.metrics import Metrics
     from l2rm.sources import TrainingData
+    from l2rm.training.run import Run
 
 
 def training_summary(data: "TrainingData") -> str:
     """The size of every split, and what is known of mismatches."""
     lines = [f"{split}: {images} images, {captions} captions" for split, (images, captions) in data.sizes.items()]
-    if data.level is not None:
+    if data.level == "none":
+        lines.append("train is known to be matched")
+    elif data.level is not None:
         lines.append(f"train is known to be mismatched at level {data.level}, ratio {data.ratio:.3g}")
     return "\n".join(lines)
 
 
-def metrics_table(metrics: "Metrics") -> str:
-    """Recalls both ways, and their sum."""
-    lines = [f"{'':<17}" + "".join(f"{name:>8}" for name in ("R@1", "R@5", "R@10", "median", "mean"))]
-    for name, way in (("image to caption", metrics.i2t), ("caption to image", metrics.t2i)):
-        cells = (way.r1, way.r5, way.r10, way.medr, way.meanr)
-        lines.append(f"{name:<17}" + "".join(f"{cell:>8.1f}" for cell in cells))
-    lines.append(f"rSum {metrics.rsum:.1f}  ({metrics.images} images, {metrics.captions} captions, {metrics.protocol})")
+def run_names(runs: Sequence["Run"]) -> list[str]:
+    """What rows of a table call each run and, of several, their ensemble."""
+    similarities = [run.config.model.similarity for run in runs]
+    names = [f"{run.folder} ({similarity})" for run, similarity in zip(runs, similarities, strict=True)]
+    if len(runs) > 1:
+        sgraf = sorted(similarities) == ["saf", "sgr"]
+        names.append("SGRAF, the mean of both" if sgraf else f"mean of {len(runs)} runs")
+    return names
+
+
+def metrics_table(names: Sequence[str], metrics: Sequence["Metrics"]) -> str:
+    """Recalls both ways and their sum, a row each, under a line that tells what was ranked."""
+    images, captions = metrics[0].images, metrics[0].captions
+    if metrics[0].protocol == "folds5":
+        title = f"folds5: mean of five folds of {images // 5} images ({images} images, {captions} captions)"
+    else:
+        title = f"{metrics[0].protocol}: among all {images} images, {captions} captions"
+    width = max(map(len, names))
+    recalls = "".join(f"{name:>7}" for name in ("R@1", "R@5", "R@10"))
+    lines = [title, f"{'':<{width}}{'image to caption':>21}  {'caption to image':>21}"]
+    lines.append(f"{'':<{width}}{recalls}  {recalls}{'rSum':>8}")
+    for name, row in zip(names, metrics, strict=True):
+        ways = ("".join(f"{cell:>7.1f}" for cell in (way.r1, way.r5, way.r10)) for way in (row.i2t, row.t2i))
+        lines.append(f"{name:<{width}}{'  '.join(ways)}{row.rsum:>8.1f}")
     return "\n".join(lines)
 
 

@@ -60,6 +60,8 @@ def test_wordpunct():
         ('A "red" car', "a `` red '' car"),
         ("A dog runs. It's gonna win!", "a dog runs . it 's gon na win !"),
         ("st. bernard in the u.s. army", "st. bernard in the u.s. army"),
+        ("Dogs play in it. Mrs. Lee, 19. place", "dogs play in it . mrs. lee , 19. place"),
+        ("A boat. One r.v. is at 5 ft. height", "a boat . one r.v. is at 5 ft. height"),
     ],
 )
 def test_published_words(caption, words):

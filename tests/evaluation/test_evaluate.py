@@ -10,8 +10,9 @@ from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation import evaluate as module
-from l2rm.evaluation.evaluate import evaluate
+from l2rm.evaluation.evaluate import evaluate, evaluate_each
 from l2rm.similarity.model import RetrievalModel, build_model
+from l2rm.similarity.scoring import ModelScores
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 IMAGES, DIM = 12, 5
@@ -33,8 +34,10 @@ def embedded(regions: int | None = None) -> Pairs:
     )
 
 
-def model(*, similarity: str = "cosine", regions: int = 1, caption_dim: int | None = DIM) -> RetrievalModel:
-    torch.manual_seed(0)
+def model(
+    *, similarity: str = "cosine", regions: int = 1, caption_dim: int | None = DIM, seed: int = 0
+) -> RetrievalModel:
+    torch.manual_seed(seed)
     shape = DataShape(
         image_dim=DIM,
         regions=regions,
@@ -50,6 +53,29 @@ def test_equal_towers_find_every_partner() -> None:
     metrics = evaluate(same, embedded())
     assert (metrics.rsum, metrics.images, metrics.captions) == (600.0, IMAGES, IMAGES)
     assert evaluate([same, same], embedded()) == metrics
+
+
+@pytest.mark.parametrize("kept_cells", [10**6, 0])
+def test_each_is_what_evaluate_says_and_scored_once(kept_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = embedded().take(range(10))
+    models = [model(seed=seed) for seed in (1, 2)]
+    wanted = [
+        [evaluate(which, pairs, protocol=protocol) for which in (*models, models)] for protocol in ("full", "folds5")
+    ]
+    asked = 0
+    block = ModelScores.block
+
+    def counted(self: ModelScores, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
+        nonlocal asked
+        asked += len(images) * len(captions)
+        return block(self, images, captions)
+
+    monkeypatch.setattr(ModelScores, "block", counted)
+    monkeypatch.setattr(module, "KEPT_CELLS", kept_cells)
+    assert evaluate_each(models, pairs, protocols=("full", "folds5")) == wanted
+    assert asked == 2 * 100 if kept_cells else asked > 2 * 100
+    assert len({metrics.rsum for metrics in wanted[0]}) == 3
+    assert evaluate_each(models[:1], pairs, protocols=("full",)) == [wanted[0][:1]]
 
 
 def test_the_mode_of_the_model_stays() -> None:

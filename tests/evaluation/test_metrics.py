@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import Metrics, Recalls, evaluate_scores
 from l2rm.evaluation.ranks import exact_ranks
-from l2rm.evaluation.scores import EnsembleScores, MatrixScores, Scores
+from l2rm.evaluation.scores import EnsembleScores, KeptScores, MatrixScores, Scores
 
 GOLDEN = Path(__file__).with_name("golden_metrics.npz")
 
@@ -162,6 +162,19 @@ def test_ensemble_ranks_by_the_mean() -> None:
     image_of = np.arange(9) % 6
     together = evaluate_scores(EnsembleScores([MatrixScores(one), MatrixScores(torch.tensor(two))]), image_of)
     assert together == evaluate_scores(MatrixScores((one + two) / 2), image_of)
+
+
+def test_kept_scores_are_the_same_and_nan_is_still_found() -> None:
+    matrix = np.random.default_rng(0).normal(size=(20, 60)).astype(np.float32)
+    image_of = np.arange(60) // 3
+    kept = KeptScores(MatrixScores(matrix))
+    for protocol in ("folds5", "full", "full", "folds5"):  # parts first, then all, then from memory
+        assert evaluate_scores(kept, image_of, protocol=protocol) == evaluate_scores(
+            MatrixScores(matrix), image_of, protocol=protocol
+        )
+    matrix[3, 4] = np.nan
+    with pytest.raises(InputError, match="NaN for image 3 and caption 4"):
+        evaluate_scores(KeptScores(MatrixScores(matrix)), image_of)
 
 
 def test_memory_mapped_and_foreign_endian_matrices_are_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`evaluate`: trained models and pairs in, retrieval metrics out."""
+"""`evaluate` and `evaluate_each`: trained models and pairs in, retrieval metrics out."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,13 @@ from l2rm.data.pairs import Pairs
 from l2rm.encoders.image import encode
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import Metrics, Protocol, evaluate_scores
-from l2rm.evaluation.scores import EnsembleScores, Scores
+from l2rm.evaluation.scores import EnsembleScores, KeptScores, Scores
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 
 Models = RetrievalModel | Sequence[RetrievalModel]
+KEPT_CELLS = 2**28
+"""Scores that are kept of a model, at most: 1 GiB; of more, each ranking computes its own."""
 
 
 def evaluate(models: Models, pairs: Pairs, *, protocol: Protocol = "full", progress: bool = False) -> Metrics:
@@ -35,27 +37,60 @@ def evaluate(models: Models, pairs: Pairs, *, protocol: Protocol = "full", progr
     )
 
 
+def evaluate_each(
+    models: Sequence[RetrievalModel], pairs: Pairs, *, protocols: Sequence[Protocol], progress: bool = False
+) -> list[list[Metrics]]:
+    """Retrieval metrics as papers tabulate them: of each model and, of several, of their ensemble, by each protocol.
+
+    Scores are computed once for all of it, where they fit into memory.
+
+    Args:
+        models: one model or several, say an SGR and a SAF.
+        pairs: as `evaluate` takes them.
+        protocols: see `evaluate_scores`.
+        progress: tell on standard error how far it is.
+
+    Returns:
+        A list a protocol: the metrics of the models in turn, then, where there are several, those of their ensemble.
+
+    Raises:
+        InputError: what `evaluate` raises.
+    """
+    members = _members(models, pairs, progress=progress)
+    if len(members) * len(protocols) > 1 and members[0].n_images * members[0].n_captions <= KEPT_CELLS:
+        members = [KeptScores(member) for member in members]
+    everything = [*members, EnsembleScores(members)] if len(members) > 1 else members
+    return [
+        [evaluate_scores(scores, pairs.image_of, protocol=protocol, progress=progress) for scores in everything]
+        for protocol in protocols
+    ]
+
+
 def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Scores:
     """The models' scores of all images of some pairs against all captions, block by block.
 
     Raises:
         InputError: no model, or features that a model cannot take or that are not finite.
     """
-    members = [models] if isinstance(models, RetrievalModel) else list(models)
-    if members and pairs.features is None:
+    scores = _members([models] if isinstance(models, RetrievalModel) else models, pairs, progress=progress)
+    return scores[0] if len(scores) == 1 else EnsembleScores(scores)
+
+
+def _members(models: Sequence[RetrievalModel], pairs: Pairs, *, progress: bool) -> list[Scores]:
+    """The scores of each model."""
+    if models and pairs.features is None:
         pairs = encode(
             pairs,
-            grid=math.isqrt(members[0].shape.regions),
+            grid=math.isqrt(models[0].shape.regions),
             progress=progress,
-            device=next(members[0].parameters()).device,
+            device=next(models[0].parameters()).device,
         )
     for features in (pairs.features, pairs.caption_features):
         if features is not None:
             features.check()
-    for model in members:
+    for model in models:
         _check_fit(model, pairs)
-    scores = [ModelScores(model, pairs) for model in members]
-    return scores[0] if len(scores) == 1 else EnsembleScores(scores)
+    return [ModelScores(model, pairs) for model in models]
 
 
 def _check_fit(model: RetrievalModel, pairs: Pairs) -> None:

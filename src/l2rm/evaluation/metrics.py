@@ -12,6 +12,8 @@ from l2rm.evaluation.scores import Scores
 
 Protocol = Literal["full", "folds5"]
 FOLDS = 5
+COCO_IMAGES = 5000
+"""Images of the MS-COCO test split, of which papers report 1K (five folds) beside 5K (all)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,16 @@ class Metrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, under the names of the fields."""
         return asdict(self)
+
+
+def usual_protocols(images: int) -> tuple[Protocol, ...]:
+    """What papers report of a data set of so many images: `full`, and of MS-COCO's 5,000 also `folds5`.
+
+    Example:
+        >>> usual_protocols(1000), usual_protocols(5000)
+        (('full',), ('full', 'folds5'))
+    """
+    return ("full", "folds5") if images == COCO_IMAGES else ("full",)
 
 
 def evaluate_scores(

@@ -119,6 +119,41 @@ class EnsembleScores:
         return total / len(self._members)
 
 
+class KeptScores:
+    """Scores of a model, each computed once and then kept in memory: for ranking the same scores in several ways.
+
+    What is kept takes 4 bytes a cell, from the beginning.
+
+    Example:
+        >>> scores = KeptScores(MatrixScores(np.array([[0.9, 0.1], [0.2, 0.8]])))
+        >>> scores.block(np.array([1]), np.array([0, 1])).tolist() == scores.block(np.array([1]), np.arange(2)).tolist()
+        True
+    """
+
+    def __init__(self, scores: Scores) -> None:
+        self._scores = scores
+        self._known = np.full((scores.n_images, scores.n_captions), np.nan, dtype=np.float32)
+
+    @property
+    def n_images(self) -> int:
+        """Rows of the whole matrix."""
+        return self._scores.n_images
+
+    @property
+    def n_captions(self) -> int:
+        """Columns of the whole matrix."""
+        return self._scores.n_captions
+
+    def block(self, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
+        """The block, from memory where all of it has been asked for before; float32 on the CPU."""
+        cells = np.ix_(images, captions)
+        block = self._known[cells]
+        if np.isnan(block).any():
+            block = self._scores.block(images, captions).float().cpu().numpy()
+            self._known[cells] = block
+        return torch.from_numpy(block)
+
+
 def checked_block(scores: Scores, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
     """`scores.block(images, captions)` without gradient; a score that is not a number is an error, never a rank.
 

@@ -108,7 +108,7 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
         if pairs.is_mismatched is None:
             raise InputError(
                 f"{pairs.source}: method oracle learns from truly matched pairs only, and which they are is not known; "
-                "give --mismatch INDEX.npy, or a table with a column true_image"
+                "give --mismatch INDEX.npy, --ratio and --level, or a table with a column true_image"
             )
         if (matched := int((~pairs.is_mismatched).sum())) < 2:
             raise InputError(f"{pairs.source}: {matched} truly matched pairs; method oracle needs at least two")
