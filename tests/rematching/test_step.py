@@ -171,3 +171,28 @@ def test_matched_objective_can_be_chosen(batches, name):
     S = step.model(matched.images, matched.captions, matched.lengths)
     expected = getattr(objectives, name)(S).item()
     assert step(batches, matched, None, NO_QUEUE).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_plan_may_leave_a_caption_with_its_given_image() -> None:
+    features = Features(array=np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    pairs = Pairs(
+        images=tuple(map(str, range(8))),
+        image_of=np.arange(8),
+        captions=("text",) * 8,
+        features=features,
+        caption_features=features,
+    )
+    batches = Batches(pairs, None)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(similarity="cosine", embed_dim=6), DataShape(image_dim=4, regions=1, caption_dim=4))
+    carried = {}
+    for forbid in ("nothing", "pair"):
+        cost = LinearCost(4)
+        config = RematchingConfig(reg=0.05, mass=0.3, forbid=forbid)
+        step = RematchingStep(model, cost, torch.optim.Adam(cost.parameters()), config)
+        matched, mismatched = (batches.batch(np.arange(start, start + 4)) for start in (0, 4))
+        plan = step(batches, matched, mismatched, torch.zeros(0, dtype=torch.long)).plan
+        assert plan is not None
+        carried[forbid] = plan.matrix.diagonal()
+    assert (carried["nothing"] > 0).all()
+    assert not carried["pair"].any()

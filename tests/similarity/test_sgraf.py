@@ -124,9 +124,7 @@ def test_gradients_equal_the_unfolded_attention():
     for layer in (step.query, step.key):
         torch.nn.init.normal_(layer.bias)
     nodes = torch.randn(3, 5, 6, dtype=torch.double)
-    folded = torch.autograd.grad(
-        step(nodes, 5).square().sum(), [step.query.weight, step.key.weight]
-    )
+    folded = torch.autograd.grad(step(nodes, 5).square().sum(), [step.query.weight, step.key.weight])
     plain = F.relu(step.out((step.query(nodes) @ step.key(nodes).transpose(1, 2)).softmax(-1) @ nodes))
     expected = torch.autograd.grad(plain.square().sum(), [step.query.weight, step.key.weight])
     for ours, theirs in zip(folded, expected, strict=True):

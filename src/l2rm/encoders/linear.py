@@ -41,7 +41,7 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """`x weightᵀ + bias` with gradient; as `F.linear`, autocast included."""
     if not ONEDNN or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    out: Tensor = _Apply.apply(x, weight, bias)
+    out: Tensor = _Apply.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -13,9 +13,9 @@ def few_pairs(
 ) -> Tensor:
     """`objective(S)` of all similarities, with the gradient of those pairs alone that it depends on.
 
-    The hardest-negative triplet depends on some 3B of the B² similarities of a batch. All are computed without gradient,
-    those few once more with it: the same value and the same gradient, up to rounding, for a third of the work. An
-    objective that depends on all pairs costs more this way.
+    The hardest-negative triplet depends on some 3B of the B² similarities of a batch. All are computed without
+    gradient, those few once more with it: the same value and the same gradient, up to rounding, for a third of the
+    work. An objective that depends on all pairs costs more this way.
 
     Args:
         model: one whose pairs stand alone in its present mode.

@@ -109,6 +109,8 @@ class RematchingStep:
         """Which cells (candidate images, captions) the plan may not use, for the images that captions are given."""
         if self.config.forbid == "image":
             return candidates[:, None] == given[None, :]
+        if self.config.forbid == "nothing":
+            return torch.zeros(len(candidates), len(given), dtype=torch.bool, device=given.device)
         return torch.eye(len(candidates), len(given), dtype=torch.bool, device=given.device)
 
     @torch.no_grad()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2rm.encoders.linear import Linear, product
@@ -31,7 +30,7 @@ class GraphStep(nn.Module):
         """(P, K, S) nodes -> the first `asked` of them, updated, (P, Q, S)."""
         fold = self.key.weight.T @ self.query.weight
         shift = self.key.weight.T @ self.query.bias
-        updated: Tensor = _Update.apply(
+        updated: Tensor = _Update.apply(  # type: ignore[no-untyped-call]
             working_type(nodes_PKS), asked, nodes_PKS, fold, shift, self.out.weight, self.out.bias
         )
         return updated

@@ -43,7 +43,7 @@ class Encoded:
 class RetrievalModel(nn.Module, ABC):
     """A similarity of images and captions that can be learned.
 
-    Subclasses give `encode_images`, `encode_captions`, `score`, `score_pairs`, and `range`, the interval of their scores.
+    Subclasses give `encode_images`, `encode_captions`, `score`, `score_pairs`, and `range`, where their scores lie.
     """
 
     range: tuple[float, float]

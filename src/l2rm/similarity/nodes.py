@@ -1,8 +1,8 @@
-"""Similarity vectors, the nodes of a pair: what each word of a caption finds in an image, and what the two share whole.
+"""Similarity vectors, the nodes of a pair: what each word of a caption finds in an image, and what the two share.
 
-Shape suffixes: N images, R regions, C captions of one length, L words, K = 1 + L nodes, D joint space, S similarity space.
-A tensor (N, C, L, D) is what costs: written out for a batch, as a loop over captions does in the end, it takes gigabytes.
-Here it exists for a few images at a time, small enough for a processor's cache, and is made again for the gradient.
+Shape suffixes: N images, R regions, C captions of one length, L words, D joint space, S similarity space. A tensor
+(N, C, L, D) is what costs: written out for a batch, as a loop over captions does in the end, it takes gigabytes. Here
+it exists for a few images at a time, small enough for a processor's cache, and is made again for the gradient.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def working_type(x: Tensor) -> torch.dtype:
 
 
 def affinities(region_NRD: Tensor, words: list[Tensor]) -> list[Tensor]:
-    """`leaky_relu(v·w, 0.1)` of regions and words, for each group (C, L, D) of captions (N, R, C, L); one product for all."""
+    """`leaky_relu(v·w, 0.1)` of regions and words, (N, R, C, L) a group (C, L, D) of captions, in one product."""
     N, R, D = region_NRD.shape
     dtype = working_type(region_NRD)
     flat = torch.cat([word.reshape(-1, D) for word in words]).to(dtype)
@@ -69,20 +69,22 @@ def pair_nodes(
 ) -> Tensor:
     """The nodes (N, C, 1 + L, S) of pairs: the whole pair's, then one a word; in autocast's type where that is on.
 
-    `l2(W (image − caption)² + b)` and `l2(W' (Σ attention · region − word)² + b')`. Only the nodes and their lengths are
-    kept for the gradient, which makes the rest again.
+    `l2(W (image − caption)² + b)` and `l2(W' (Σ attention · region − word)² + b')`. Only the nodes and their lengths
+    are kept for the gradient, which makes the rest again.
 
     Args:
         attention_NRW: `attention` of the regions and words, W = C·L.
         image: whole images (N, D) and their regions (N, R, D).
-        caption: whole captions (B, C, D) and their words (B, C, L, D): B is 1 where all images meet the same captions, N
-            where each has its own.
+        caption: whole captions (B, C, D) and their words (B, C, L, D): B is 1 where all images meet the same captions,
+            N where each has its own.
         whole_layer: weight (S, D) and bias (S,).
         local_layer: the same for words.
     """
     (whole, region), (text, word) = image, caption
     dtype = working_type(region)
-    nodes: Tensor = _PairNodes.apply(dtype, attention_NRW, region, word, whole, text, *local_layer, *whole_layer)
+    nodes: Tensor = _PairNodes.apply(  # type: ignore[no-untyped-call]
+        dtype, attention_NRW, region, word, whole, text, *local_layer, *whole_layer
+    )
     return nodes
 
 

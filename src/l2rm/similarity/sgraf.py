@@ -20,6 +20,7 @@ from l2rm.similarity.model import Encoded, RetrievalModel
 from l2rm.similarity.nodes import LEAK, affinities, attention, pair_nodes, products, working_type
 from l2rm.similarity.settings import DataShape, ModelConfig
 
+
 class GatedPool(nn.Module):
     """One vector for a set of local ones, each weighed by its agreement with their mean.
 

@@ -22,7 +22,6 @@ from l2rm.rematching.cost import LinearCost
 from l2rm.rematching.settings import HardObjective
 from l2rm.rematching.step import RematchingStep
 from l2rm.rematching.transport import TransportPlan
-from l2rm.rematching.unmasked import UnmaskedStep
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.crossfit import cross_fit
@@ -58,8 +57,7 @@ class Trainer:
         self.cost: nn.Module = LinearCost(config.batch_size).to(device)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         self.cost_optimiser = torch.optim.Adam(self.cost.parameters(), lr=config.rematching.cost_lr)
-        kind = UnmaskedStep if config.rematching.forbid == "nothing" else RematchingStep
-        self.rematching_step = kind(model, self.cost, self.cost_optimiser, config.rematching)
+        self.rematching_step = RematchingStep(model, self.cost, self.cost_optimiser, config.rematching)
         queue = np.random.default_rng((config.seed, len(pairs))).integers(pairs.n_images, size=self._queue_extra)
         self.state: dict[str, Any] = {
             "epoch": 0,
