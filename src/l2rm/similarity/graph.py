@@ -31,37 +31,38 @@ class GraphStep(nn.Module):
         fold = self.key.weight.T @ self.query.weight
         shift = self.key.weight.T @ self.query.bias
         updated: Tensor = _Update.apply(  # type: ignore[no-untyped-call]
-            working_type(nodes_PKS), asked, nodes_PKS, fold, shift, self.out.weight, self.out.bias
+            working_type(nodes_PKS), asked, torch.is_grad_enabled(), nodes_PKS, fold, shift, self.out.weight, self.out.bias
         )
         return updated
 
 
 class _Update(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, asked: int, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, dtype: torch.dtype, asked: int, keep: bool, *inputs: Tensor) -> Tensor:
         ctx.types = [x.dtype for x in inputs]
         nodes, fold, shift, weight, bias = (x.to(dtype) for x in inputs)
-        P, K, S = nodes.shape
-        queries, updated = nodes.new_empty(P, asked, S), nodes.new_empty(P, asked, S)
-        shares = nodes.new_empty(P, asked, K)
+        updated = nodes.new_empty(len(nodes), asked, nodes.shape[2])
+        kept = []
         for part in _few(nodes):
             x = nodes[part]
-            queries[part] = product(x[:, :asked], fold, shift)
-            shares[part] = torch.bmm(queries[part], x.transpose(1, 2)).softmax(-1)
-            updated[part] = product(torch.bmm(shares[part], x), weight, bias).relu_()
-        ctx.save_for_backward(nodes, fold, weight, queries, shares, updated)
+            query = product(x[:, :asked], fold, shift)
+            share = torch.bmm(query, x.transpose(1, 2)).softmax(-1)
+            updated[part] = product(torch.bmm(share, x), weight, bias).relu_()
+            if keep:
+                kept += [query, share]
+        ctx.save_for_backward(nodes, fold, weight, updated, *kept)
         return updated
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        nodes, fold, weight, queries, shares, updated = ctx.saved_tensors
-        asked = queries.shape[1]
+        nodes, fold, weight, updated, *kept = ctx.saved_tensors
+        asked = updated.shape[1]
         to_nodes = torch.empty_like(nodes)
         exact = torch.promote_types(weight.dtype, torch.float32)
         to_fold, to_weight = (torch.zeros_like(x, dtype=exact) for x in (fold, weight))
         to_shift, to_bias = (torch.zeros_like(x[0], dtype=exact) for x in (fold, weight))
-        for part in _few(nodes):
-            x, share, query, to_x = nodes[part], shares[part], queries[part], to_nodes[part]
+        for part, query, share in zip(_few(nodes), kept[::2], kept[1::2], strict=True):
+            x, to_x = nodes[part], to_nodes[part]
             to_out = torch.where(updated[part] > 0, gradients[0][part], 0)
             to_weight += to_out.flatten(0, 1).t() @ torch.bmm(share, x).flatten(0, 1)
             to_bias += to_out.sum((0, 1))
@@ -75,7 +76,7 @@ class _Update(torch.autograd.Function):
             to_shift += to_query.sum((0, 1))
             to_x[:, :asked] += product(to_query, fold.t())
         found = (to_nodes, to_fold, to_shift, to_weight, to_bias)
-        return None, None, *(x.to(dtype) for x, dtype in zip(found, ctx.types, strict=True))
+        return None, None, None, *(x.to(dtype) for x, dtype in zip(found, ctx.types, strict=True))
 
 
 def _few(nodes: Tensor) -> Iterator[slice]:

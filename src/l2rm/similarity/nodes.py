@@ -22,7 +22,7 @@ LEAST_SQUARE = 1e-30
 
 def at_once(x: Tensor) -> int:
     """Numbers in a tensor that is worked on at a time: what stays in a processor's cache, or fills a card."""
-    return 2**21 if x.device.type == "cpu" else 2**28
+    return 2**20 if x.device.type == "cpu" else 2**28
 
 
 def working_type(x: Tensor) -> torch.dtype:

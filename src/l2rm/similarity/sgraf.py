@@ -21,6 +21,11 @@ from l2rm.similarity.nodes import LEAK, affinities, attention, pair_nodes, produ
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 
+AT_ONCE = 128
+"""Captions, and where nothing is learned images, that are scored at a time. In training a batch of images stays whole:
+SAF's norm runs over it."""
+
+
 class GatedPool(nn.Module):
     """One vector for a set of local ones, each weighed by its agreement with their mean.
 
@@ -91,18 +96,31 @@ class SimilarityVectors(RetrievalModel):
             return Encoded(whole, words, lengths.cpu())
 
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
+        assert captions.lengths is not None
+        order = captions.lengths.argsort(stable=True)
+        images_at_once = len(images) if torch.is_grad_enabled() or self.training else AT_ONCE
+        parts = [slice(start, start + images_at_once) for start in range(0, len(images), images_at_once)]
+        columns = []
+        with self.autocast():
+            for block in order.split(AT_ONCE):
+                some = captions.take(block)
+                columns.append(torch.cat([self._score_block(images.take(part), some) for part in parts]))
+        return torch.cat(columns, 1)[:, order.argsort()]
+
+    def _score_block(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Scores (N, C) of captions that lie in the order of their lengths."""
         assert images.local is not None
         assert captions.local is not None
-        words, groups = [], list(_of_equal_length(captions))
-        for group, length in groups:
-            words.append(captions.local[group, :length])
-        with self.autocast():
-            with_one_another = products(images.local)
-            columns = [
+        groups = list(_of_equal_length(captions))
+        words = [captions.local[group, :length] for group, length in groups]
+        with_one_another = products(images.local)
+        return torch.cat(
+            [
                 self._scores(attention(affinity, with_one_another), images, captions.whole[None, group], word[None])
                 for (group, _), word, affinity in zip(groups, words, affinities(images.local, words), strict=True)
-            ]
-        return torch.cat(columns, 1)[:, torch.cat([group for group, _ in groups]).argsort()]
+            ],
+            1,
+        )
 
     def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         assert captions.local is not None
