@@ -129,3 +129,8 @@ def test_autocast_gives_bfloat16_and_gradients_of_the_parameters_type(layer):
     y.float().sum().backward()
     assert {parameter.grad.dtype for parameter in layer.parameters()} == {torch.float32}
     torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(3, 5), atol=3e-2, rtol=3e-2)
+
+
+def test_where_there_is_nothing_to_multiply_the_bias_is_left():
+    x, weight, bias = torch.randn(6, 0), torch.randn(3, 0), torch.randn(3)
+    assert torch.equal(apply_linear(x, weight, bias), bias.expand(6, 3))

@@ -128,6 +128,19 @@ def test_autocast_updates_in_bfloat16_and_gradients_have_the_parameters_type():
             assert F.cosine_similarity(told.flatten(), theirs[name].flatten(), dim=0) > 0.99, name
 
 
+def test_many_parts_in_bfloat16_add_up(monkeypatch):
+    """Summed in bfloat16, which has three digits, hundreds of parts of one sign would stop to count."""
+    step, nodes = make().float(), F.normalize(some_nodes(600, 3).detach().float(), dim=-1)
+    found = []
+    for at_a_time in (600, 1):
+        monkeypatch.setattr(graph, "at_once", some_pairs(at_a_time))
+        with torch.autocast("cpu", torch.bfloat16):
+            updated = step(nodes, 1)
+        found.append(torch.autograd.grad(updated.float().sum(), [*step.query.parameters(), *step.out.parameters()]))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 5e-2 * one.norm()
+
+
 def test_gradients_of_gradients_are_refused():
     step, nodes = make(), some_nodes(2, 3)
     (once,) = torch.autograd.grad(step(nodes, 3).square().sum(), nodes, create_graph=True)

@@ -180,6 +180,19 @@ def test_autocast_makes_nodes_in_bfloat16_and_gradients_of_the_inputs_type():
         assert F.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99, name
 
 
+def test_many_parts_in_bfloat16_add_up(monkeypatch):
+    """Summed in bfloat16, which has three digits, hundreds of parts of one sign would stop to count."""
+    given = make(600, 1, 1, 1, dtype=torch.float32)
+    found = []
+    for at_a_time in (600, 1):
+        monkeypatch.setattr(nodes, "at_once", some_images(at_a_time))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = ours(*given)
+        found.append(torch.autograd.grad(got.float().square().sum() + 3 * got.float().sum(), given))
+    for name, one, other in zip(NAMES, *found, strict=True):
+        assert (one - other).norm() <= 1e-2 * one.norm(), name
+
+
 def test_gradients_of_gradients_are_refused():
     given = make(2, 2, 2, 2)
     (once,) = torch.autograd.grad(ours(*given).square().sum(), given[4], create_graph=True)
