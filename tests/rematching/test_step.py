@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from l2rm.data.batches import Batches
 from l2rm.data.features import Features
@@ -34,10 +35,11 @@ def batches():
     return Batches(pairs, Vocabulary.build(pairs.captions, min_count=1))
 
 
-def make_step(dropout=0.0, similarity="cosine", **config):
+def make_step(dropout=0.0, similarity="cosine", precision="float32", **config):
     torch.manual_seed(0)
+    sizes = {"embed_dim": 6, "word_dim": 4, "similarity_dim": 4}
     model = build_model(
-        ModelConfig(similarity=similarity, embed_dim=6, word_dim=4, similarity_dim=4, dropout=dropout),
+        ModelConfig(similarity=similarity, dropout=dropout, precision=precision, **sizes),
         DataShape(image_dim=7, regions=3, vocabulary_size=12),
     )
     cost = LinearCost(8)
@@ -171,6 +173,93 @@ def test_matched_objective_can_be_chosen(batches, name):
     S = step.model(matched.images, matched.captions, matched.lengths)
     expected = getattr(objectives, name)(S).item()
     assert step(batches, matched, None, NO_QUEUE).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def told(model, loss):
+    """What each parameter is told by `loss`; None where it is told nothing."""
+    model.zero_grad()
+    loss.backward()
+    return {name: None if x.grad is None else x.grad.clone() for name, x in model.named_parameters()}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "sgr", "saf"])
+def test_matched_pairs_teach_what_all_their_similarities_would(batches, similarity, training, weighted):
+    step = make_step(similarity=similarity)
+    step.model.train(training)
+    matched, weights = batches.batch(MATCHED), torch.linspace(0, 1, len(MATCHED)) if weighted else None
+    S = step.model(matched.images, matched.captions, matched.lengths)
+    loss = objectives.max_violation(S, weights=weights)
+    ours = step.learn_matched(matched, weights)
+    torch.testing.assert_close(ours, loss)
+    got, expected = told(step.model, ours), told(step.model, loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "training", "objective", "few"),
+    [
+        ("cosine", True, "max_violation", True),
+        ("sgr", True, "max_violation", True),
+        ("saf", False, "max_violation", True),
+        ("saf", True, "max_violation", False),
+        ("sgr", True, "infonce", False),
+    ],
+)
+def test_few_pairs_carry_gradient_only_where_that_is_right_and_pays(
+    batches, monkeypatch, similarity, training, objective, few
+):
+    step = make_step(similarity=similarity, matched_objective=objective)
+    step.model.train(training)
+    scored = []
+    score = type(step.model).score
+    monkeypatch.setattr(type(step.model), "score", lambda *given: scored.append(score(*given)) or scored[-1])
+    step.learn_matched(batches.batch(MATCHED), None)
+    (S,) = scored
+    assert (S.grad_fn is None) is few
+
+
+def test_statistics_of_the_gates_move_once_a_caption(batches):
+    step = make_step(similarity="saf")
+    step.model.train()
+    step.learn_matched(batches.batch(MATCHED), None)
+    assert step.model.gate_norm.num_batches_tracked == len(MATCHED)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "sgr", "saf"])
+def test_a_step_in_bfloat16_teaches_the_same_way(batches, similarity):
+    directions = []
+    for precision in ("float32", "bfloat16"):
+        step = make_step(similarity=similarity, precision=precision)
+        step.model.train()
+        result = step(batches, batches.batch(MATCHED), batches.batch(MISMATCHED), torch.tensor([9]))
+        assert result.loss.dtype == torch.float32
+        assert result.plan.mass == pytest.approx(0.1, abs=1e-4)
+        gradients = [x for x in told(step.model, result.loss).values() if x is not None]
+        assert {x.dtype for x in [*step.model.parameters(), *gradients]} == {torch.float32}
+        directions.append(torch.cat([x.flatten() for x in gradients]))
+    exact, rough = directions
+    assert rough.isfinite().all()
+    assert not torch.equal(exact, rough)
+    assert F.cosine_similarity(exact, rough, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("forbid", "expected"),
+    [
+        ("image", [[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]]),
+        ("pair", [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]]),
+        ("nothing", [[0, 0, 0]] * 5),
+    ],
+)
+def test_forbidden_cells(forbid, expected):
+    """Captions are given images 4, 7 and 4; the queue brings 7 once more, and 5."""
+    given, queue = torch.tensor([4, 7, 4]), torch.tensor([7, 5])
+    forbidden = make_step(forbid=forbid).forbidden(torch.cat([given, queue]), given)
+    assert forbidden.dtype == torch.bool
+    assert forbidden.int().tolist() == expected
 
 
 def test_a_plan_may_leave_a_caption_with_its_given_image() -> None:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from l2rm.similarity.cosine import Cosine
 from l2rm.similarity.settings import DataShape, ModelConfig
@@ -10,11 +12,15 @@ from l2rm.similarity.settings import DataShape, ModelConfig
 LENGTHS = torch.tensor([4, 1, 6])
 
 
+def make(**config):
+    torch.manual_seed(0)
+    config = ModelConfig(similarity="cosine", embed_dim=8, word_dim=4, **config)
+    return Cosine(config, DataShape(image_dim=5, regions=3, vocabulary_size=12)).eval()
+
+
 @pytest.fixture(params=["gru", "bag"])
 def model(request):
-    torch.manual_seed(0)
-    config = ModelConfig(similarity="cosine", embed_dim=8, word_dim=4, caption_tower=request.param)
-    return Cosine(config, DataShape(image_dim=5, regions=3, vocabulary_size=12)).eval()
+    return make(caption_tower=request.param)
 
 
 def inputs():
@@ -50,3 +56,52 @@ def test_gradient_reaches_every_parameter_and_is_finite(model):
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+def test_scores_of_pairs_are_entries_of_all_scores_with_the_same_gradients(model):
+    images, tokens = inputs()
+    row, column = torch.tensor([3, 0, 0, 1]), torch.tensor([0, 2, 2, 1])  # one pair comes twice
+    outer = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    found = []
+    for one_by_one in (True, False):
+        encoded = model.encode_images(images), model.encode_captions(tokens, LENGTHS)
+        if one_by_one:
+            scores = model.score_pairs(encoded[0].take(row), encoded[1].take(column))
+        else:
+            scores = model.score(*encoded)[row, column]
+        found.append((scores, torch.autograd.grad(scores, list(model.parameters()), outer)))
+    (ours, told), (theirs, expected) = found
+    assert ours.shape == (4,)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(told, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_stand_alone_in_any_mode(model):
+    assert model.train().pairs_stand_alone
+    assert model.eval().pairs_stand_alone
+
+
+@settings(max_examples=10, deadline=None)
+@given(image_order=st.permutations(range(4)), caption_order=st.permutations(range(3)))
+def test_scores_move_with_their_images_and_captions(image_order, caption_order):
+    model = make()
+    images, tokens = inputs()
+    with torch.no_grad():
+        moved = model(images[list(image_order)], tokens[list(caption_order)], LENGTHS[list(caption_order)])
+        torch.testing.assert_close(moved, model(images, tokens, LENGTHS)[image_order][:, caption_order])
+
+
+def test_products_in_bfloat16_leave_scores_and_gradients_float32_and_close():
+    images, tokens = inputs()
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = make(precision=precision)
+        scores = model(images, tokens, LENGTHS)
+        scores[0].sum().backward()
+        assert scores.dtype == torch.float32
+        assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+        found.append((scores, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])))
+    (exact, direction), (rough, rough_direction) = found
+    torch.testing.assert_close(rough, exact, rtol=0, atol=3e-2)
+    assert not torch.equal(rough, exact)
+    assert F.cosine_similarity(direction, rough_direction, dim=0) > 0.9

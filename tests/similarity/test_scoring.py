@@ -44,7 +44,7 @@ def case(request):
     return build(request.param)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     chunk=st.integers(1, 20),
     images=st.lists(st.integers(0, IMAGES - 1), min_size=1, max_size=9),

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from l2rm.encoders.towers import l2_normalise
 from l2rm.rematching import objectives
-from l2rm.similarity.graph import GraphStep
-from l2rm.similarity.model import build_model
+from l2rm.similarity import graph, nodes
+from l2rm.similarity.model import Encoded, build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
 from l2rm.similarity.sgraf import SGR, CaptionNorm
 from l2rm.training.published import published_name
@@ -118,19 +120,6 @@ def test_scores_equal_a_per_pair_loop_at_any_lengths(kind):
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)
 
 
-def test_gradients_equal_the_unfolded_attention():
-    torch.manual_seed(1)
-    step = GraphStep(6).double()
-    for layer in (step.query, step.key):
-        torch.nn.init.normal_(layer.bias)
-    nodes = torch.randn(3, 5, 6, dtype=torch.double)
-    folded = torch.autograd.grad(step(nodes, 5).square().sum(), [step.query.weight, step.key.weight])
-    plain = F.relu(step.out((step.query(nodes) @ step.key(nodes).transpose(1, 2)).softmax(-1) @ nodes))
-    expected = torch.autograd.grad(plain.square().sum(), [step.query.weight, step.key.weight])
-    for ours, theirs in zip(folded, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_captions_are_normalised_one_by_one_in_training():
     """As many captions at once as one after the other: the same gates, gradients and running statistics."""
     torch.manual_seed(3)
@@ -158,6 +147,154 @@ def test_scores_in_training_need_no_gradient_to_be_the_same(kind):
     with_gradient = model(*given)
     with torch.no_grad():
         torch.testing.assert_close(model(*given), with_gradient.detach())
+
+
+def small(kind, seed=5, **config):
+    torch.manual_seed(seed)
+    config = {"similarity": kind, "embed_dim": 12, "word_dim": 6, "similarity_dim": 8, "dropout": 0} | config
+    return build_model(ModelConfig(**config), DataShape(image_dim=10, regions=5, vocabulary_size=30))
+
+
+def given_to(model):
+    """Six images and seven captions of lengths 1 to 7, of which two are not alone, and the two encoded."""
+    generator = torch.Generator().manual_seed(6)
+    lengths = torch.tensor([3, 7, 1, 3, 4, 7, 3])
+    tokens = torch.randint(4, 30, (7, 7), generator=generator) * (torch.arange(7) < lengths[:, None])
+    images = torch.randn(6, 5, 10, generator=generator).to(model.to_score.weight.dtype)
+    return model.encode_images(images), model.encode_captions(tokens, lengths)
+
+
+def test_scores_of_pairs_are_entries_of_all_scores_with_the_same_gradients(kind):
+    model = small(kind).double().eval()
+    row, column = torch.tensor([0, 5, 2, 2, 3, 0]), torch.tensor([1, 6, 2, 0, 1, 1])  # one pair comes twice
+    outer = torch.linspace(-1, 1, 6, dtype=torch.double)
+    found = []
+    for one_by_one in (True, False):
+        images, captions = given_to(model)
+        if one_by_one:
+            scores = model.score_pairs(images.take(row), captions.take(column))
+        else:
+            scores = model.score(images, captions)[row, column]
+        found.append((scores, torch.autograd.grad(scores, list(model.parameters()), outer, materialize_grads=True)))
+    (ours, told), (theirs, expected) = found
+    assert ours.shape == (6,)
+    torch.testing.assert_close(ours, theirs)
+    for (name, _), one, other in zip(model.named_parameters(), told, expected, strict=True):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_pairs_stand_alone_but_for_saf_in_training(kind):
+    """What the model says is what it does: with other images beside it, a pair keeps its score or does not."""
+    model = small(kind)
+    for training in (True, False):
+        model.train(training)
+        with torch.no_grad():
+            images, captions = given_to(model)
+            alone = model.score(images.take(slice(0, 1)), captions)
+            together = model.score(images, captions)[:1]
+        assert model.pairs_stand_alone is (kind == "sgr" or not training)
+        assert torch.allclose(alone, together, atol=1e-6) is model.pairs_stand_alone
+
+
+@settings(max_examples=15, deadline=None)
+@given(image_order=st.permutations(range(6)), caption_order=st.permutations(range(7)), training=st.booleans())
+def test_scores_move_with_their_images_and_captions(kind, image_order, caption_order, training):
+    model = small(kind).train(training)
+    with torch.no_grad():
+        images, captions = given_to(model)
+        moved = model.score(images.take(torch.tensor(image_order)), captions.take(torch.tensor(caption_order)))
+        torch.testing.assert_close(moved, model.score(images, captions)[image_order][:, caption_order])
+
+
+@settings(max_examples=10, deadline=None)
+@given(room=st.integers(0, 2000))
+def test_scores_and_gradients_hardly_depend_on_the_room_there_is(kind, room):
+    model = small(kind).double()
+
+    def found():
+        scores = model(*inputs)
+        outer = torch.linspace(-1, 1, scores.numel(), dtype=torch.double).view_as(scores)
+        return scores, torch.autograd.grad(scores, list(model.parameters()), outer, materialize_grads=True)
+
+    generator = torch.Generator().manual_seed(7)
+    inputs = (
+        torch.randn(5, 5, 10, generator=generator, dtype=torch.double),
+        torch.randint(4, 30, (3, 4), generator=generator),
+        torch.tensor([4, 2, 4]),
+    )
+    scores, told = found()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (nodes, graph):
+            patch.setattr(module, "at_once", lambda x: room)
+        ours, ours_told = found()
+    torch.testing.assert_close(ours, scores)
+    torch.testing.assert_close(ours_told, told)
+
+
+def test_single_precision_scores_and_gradients_are_close_to_double(kind):
+    model = small(kind)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        scores = model.score(*given_to(model))
+        outer = torch.linspace(-1, 1, scores.numel(), dtype=dtype).view_as(scores)
+        found[dtype] = scores, torch.autograd.grad(scores, list(model.parameters()), outer, materialize_grads=True)
+    (single, single_told), (exact, exact_told) = found[torch.float32], found[torch.float64]
+    torch.testing.assert_close(single, exact.float(), rtol=1e-4, atol=1e-6)
+    for (name, _), one, other in zip(model.named_parameters(), single_told, exact_told, strict=True):
+        error = (one - other).abs().max()
+        assert error <= 1e-5 + 1e-4 * other.abs().max(), f"{name}: {error:.1e}"
+
+
+def test_an_image_and_a_caption_of_zeros_have_finite_scores_and_gradients(kind):
+    for training in (True, False):
+        model = small(kind).train(training)
+        images, captions = given_to(model)
+        present = torch.ones(7, 1)
+        present[0] = 0
+        images = Encoded(images.whole * present[:6], images.local * present[:6, None])
+        captions = Encoded(captions.whole * present, captions.local * present[:, None], captions.lengths)
+        scores = model.score(images, captions)
+        assert scores.isfinite().all()
+        told = torch.autograd.grad(scores.sum(), list(model.parameters()), materialize_grads=True)
+        assert all(x.isfinite().all() for x in told)
+
+
+def in_both_precisions(kind, **config):
+    exact = small(kind, embed_dim=32, similarity_dim=16, word_dim=16, **config)
+    rough = small(kind, embed_dim=32, similarity_dim=16, word_dim=16, precision="bfloat16", **config)
+    rough.load_state_dict(exact.state_dict())
+    return exact, rough
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scores_in_bfloat16_stay_float32_and_close(kind, training):
+    exact, rough = (model.train(training) for model in in_both_precisions(kind))
+    with torch.no_grad():
+        encoded = given_to(rough)
+        scores, expected = rough.score(*encoded), exact.score(*given_to(exact))
+    assert [x.local.dtype for x in encoded] == [torch.bfloat16, torch.bfloat16]
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, expected, rtol=0, atol=3e-2)
+    assert not torch.equal(scores, expected)
+    if rough.pairs_stand_alone:
+        pairs = rough.score_pairs(encoded[0], encoded[1].take(slice(0, 6)))
+        assert pairs.dtype == torch.float32
+        torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=3e-2)
+
+
+def test_gradients_in_bfloat16_stay_float32_and_point_the_same_way(kind):
+    directions = []
+    for model in in_both_precisions(kind):
+        model.train()
+        scores = model.score(*given_to(model))
+        (scores * torch.linspace(0, 1, 42).view(6, 7)).sum().backward()
+        told = [p.grad for p in model.parameters() if p.grad is not None]
+        assert {x.dtype for x in [*model.parameters(), *told]} == {torch.float32}
+        directions.append(torch.cat([x.flatten() for x in told]))
+    exact, rough = directions
+    assert rough.isfinite().all()
+    assert F.cosine_similarity(exact, rough, dim=0) > 0.9
 
 
 def test_padding_never_matters(kind):

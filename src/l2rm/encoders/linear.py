@@ -31,9 +31,9 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (outer,) = gradients
-        rows = outer.flatten(0, -2)
-        to_x = product(outer, weight.t()) if ctx.needs_input_grad[0] else None
-        to_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        rows = outer.reshape(-1, outer.shape[-1])
+        to_x = apply_linear(outer, weight.t()) if ctx.needs_input_grad[0] else None
+        to_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 

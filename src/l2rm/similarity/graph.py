@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from l2rm.encoders.linear import Linear, product
 from l2rm.similarity.nodes import at_once, working_type
@@ -54,6 +55,7 @@ class _Update(torch.autograd.Function):
         return updated
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         nodes, fold, weight, updated, *kept = ctx.saved_tensors
         asked = updated.shape[1]

@@ -29,10 +29,11 @@ class Encoded:
 
     def take(self, index: Tensor | slice) -> "Encoded":
         """The items at `index`."""
+        on_cpu = index.cpu() if isinstance(index, Tensor) else index  # where the lengths are
         return Encoded(
             self.whole[index],
             None if self.local is None else self.local[index],
-            None if self.lengths is None else self.lengths[index],
+            None if self.lengths is None else self.lengths[on_cpu],
         )
 
     def detach(self) -> "Encoded":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from l2rm.encoders.linear import apply_linear, product
 from l2rm.encoders.towers import NORM_FLOOR, l2_normalise
@@ -108,6 +109,7 @@ class _PairNodes(torch.autograd.Function):
         return nodes
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         attention, region, word, whole, text, local_weight, weight, nodes, length = ctx.saved_tensors
         N, words = len(region), word.flatten(1, 2)
