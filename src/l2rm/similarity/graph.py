@@ -3,7 +3,6 @@
 Shape suffixes: P pairs, K nodes, Q of them asked for (the first ones), S similarity space.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,7 +31,14 @@ class GraphStep(nn.Module):
         fold = self.key.weight.T @ self.query.weight
         shift = self.key.weight.T @ self.query.bias
         updated: Tensor = _Update.apply(  # type: ignore[no-untyped-call]
-            working_type(nodes_PKS), asked, torch.is_grad_enabled(), nodes_PKS, fold, shift, self.out.weight, self.out.bias
+            working_type(nodes_PKS),
+            asked,
+            torch.is_grad_enabled(),
+            nodes_PKS,
+            fold,
+            shift,
+            self.out.weight,
+            self.out.bias,
         )
         return updated
 
@@ -43,8 +49,8 @@ class _Update(torch.autograd.Function):
         ctx.types = [x.dtype for x in inputs]
         nodes, fold, shift, weight, bias = (x.to(dtype) for x in inputs)
         updated = nodes.new_empty(len(nodes), asked, nodes.shape[2])
-        kept = []
-        for part in _few(nodes):
+        ctx.parts, kept = _few(nodes), []
+        for part in ctx.parts:
             x = nodes[part]
             query = product(x[:, :asked], fold, shift)
             share = torch.bmm(query, x.transpose(1, 2)).softmax(-1)
@@ -63,7 +69,7 @@ class _Update(torch.autograd.Function):
         exact = torch.promote_types(weight.dtype, torch.float32)
         to_fold, to_weight = (torch.zeros_like(x, dtype=exact) for x in (fold, weight))
         to_shift, to_bias = (torch.zeros_like(x[0], dtype=exact) for x in (fold, weight))
-        for part, query, share in zip(_few(nodes), kept[::2], kept[1::2], strict=True):
+        for part, query, share in zip(ctx.parts, kept[::2], kept[1::2], strict=True):
             x, to_x = nodes[part], to_nodes[part]
             to_out = torch.where(updated[part] > 0, gradients[0][part], 0)
             to_weight += to_out.flatten(0, 1).t() @ torch.bmm(share, x).flatten(0, 1)
@@ -81,7 +87,7 @@ class _Update(torch.autograd.Function):
         return None, None, None, *(x.to(dtype) for x, dtype in zip(found, ctx.types, strict=True))
 
 
-def _few(nodes: Tensor) -> Iterator[slice]:
+def _few(nodes: Tensor) -> list[slice]:
     """A few pairs at a time."""
     count = max(1, at_once(nodes) // nodes[0].numel())
-    return (slice(start, start + count) for start in range(0, len(nodes), count))
+    return [slice(start, start + count) for start in range(0, len(nodes), count)]

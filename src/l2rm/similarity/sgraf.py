@@ -20,7 +20,6 @@ from l2rm.similarity.model import Encoded, RetrievalModel
 from l2rm.similarity.nodes import LEAK, affinities, attention, pair_nodes, products, working_type
 from l2rm.similarity.settings import DataShape, ModelConfig
 
-
 AT_ONCE = 128
 """Captions, and where nothing is learned images, that are scored at a time. In training a batch of images stays whole:
 SAF's norm runs over it."""
