@@ -13,8 +13,8 @@ def cascade(model: RetrievalModel, images: Encoded, captions: Encoded, share: fl
     """Similarities (N, M), exact for some `share` of the pairs and below all of those for the rest.
 
     A pair is scored if it is among the best `share / 2` of its image or of its caption by `pooled`; the rest follow in
-    the order of `pooled`. What is ranked first is right as far as the shortlist holds it: measure it on dev data, with
-    `l2rm evaluate --shortlist`, before relying on it.
+    the order of `pooled`. What is ranked first is right as far as the shortlist holds it: measure that on dev data, as
+    benchmarks/cascade.py does, before relying on it.
 
     Args:
         model: one with regions and words, such as SGR; a cosine is cheap as it is.

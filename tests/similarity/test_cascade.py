@@ -1,0 +1,67 @@
+"""Two passes against the exact scores."""
+
+import pytest
+import torch
+
+from l2rm.errors import InputError
+from l2rm.similarity.cascade import cascade, pooled
+from l2rm.similarity.model import Encoded, build_model
+from l2rm.similarity.settings import DataShape, ModelConfig
+
+
+@pytest.fixture(scope="module", params=["sgr", "saf"])
+def scored(request):
+    torch.manual_seed(0)
+    config = ModelConfig(similarity=request.param, embed_dim=12, word_dim=6, similarity_dim=8)
+    model = build_model(config, DataShape(image_dim=10, regions=5, vocabulary_size=30))
+    lengths = torch.randint(1, 8, (20,))
+    tokens = torch.randint(4, 30, (20, 7)) * (torch.arange(7) < lengths[:, None])
+    model.eval()
+    with torch.no_grad():
+        images, captions = model.encode_images(torch.randn(9, 5, 10)), model.encode_captions(tokens, lengths)
+        exact = model.score(images, captions)
+    return model.train(), images, captions, exact
+
+
+def test_the_whole_as_a_shortlist_is_exact(scored):
+    model, images, captions, exact = scored
+    torch.testing.assert_close(cascade(model, images, captions, 1.0), exact)
+    assert model.training
+
+
+def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_score(scored):
+    model, images, captions, exact = scored
+    found, cheap = cascade(model, images, captions, 0.4), pooled(images, captions)
+    listed = found >= 0
+    torch.testing.assert_close(found[listed], exact[listed])
+    assert (found[~listed] < 0).all()
+    torch.testing.assert_close(found[~listed].argsort(), cheap[~listed].argsort())
+    for dim, count in ((0, 2), (1, 4)):  # 20 % of 9 images and of 20 captions
+        assert listed.gather(dim, cheap.topk(count, dim).indices).all()
+        assert listed.sum(dim).min() >= count
+    assert not listed.all()
+
+
+def test_cheap_scores_do_not_favour_what_is_near_to_everything():
+    generator = torch.Generator().manual_seed(1)
+    whole, words = torch.randn(6, 4, generator=generator), torch.randn(8, 4, generator=generator)
+    images = Encoded(whole, whole[:, None])
+    captions = Encoded(words, words[:, None], torch.ones(8, dtype=torch.long))
+    total = pooled(images, captions)
+    hub = Encoded(whole + 100 * words.mean(0), (whole + 100 * words.mean(0))[:, None])
+    assert pooled(hub, captions).argmax(0).bincount(minlength=6).max() < 8
+    assert total.isfinite().all()
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_out_of_range_is_refused(scored, share):
+    with pytest.raises(InputError, match="share of the pairs"):
+        cascade(*scored[:3], share)
+
+
+def test_a_model_of_pooled_vectors_has_nothing_to_shorten():
+    model = build_model(ModelConfig(similarity="cosine", embed_dim=4), DataShape(image_dim=3, regions=1, caption_dim=3))
+    with torch.no_grad():
+        images, captions = model.encode_images(torch.randn(3, 3)), model.encode_captions(torch.randn(3, 3))
+    with pytest.raises(InputError, match="nothing to shorten"):
+        cascade(model, images, captions, 0.5)
