@@ -184,7 +184,7 @@ def steps_taken(monkeypatch):
     taken, learn = [], Trainer._learn
 
     def counted(self, epoch, matched, mismatched):
-        taken.append((self.config.objective, epoch, self.objective(epoch), matched))
+        taken.append((self.config.objective, epoch, self.objective(epoch), matched.rows))
         learn(self, epoch, matched, mismatched)
 
     monkeypatch.setattr(Trainer, "_learn", counted)
