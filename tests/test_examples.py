@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from l2rm.data.features import Features
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +46,20 @@ def test_readme_s_snippets(tmp_path: Path) -> None:
         script = tmp_path / f"snippet_{number}.py"
         script.write_text(snippet, encoding="utf-8")
         run(str(script), folder=tmp_path)
+
+
+def test_int8_as_the_data_document_makes_it(tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(encoding="utf-8"), re.DOTALL)
+    features = np.random.default_rng(0).normal(size=(700, 4, 6)).astype(np.float16)
+    features[:, :, 2] = 0  # a dimension without values, too, has a step
+    for folder in ("f30k_precomp", "f30k_int8"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "f30k_precomp/train_ims.npy", features)
+    run("-c", snippet, folder=tmp_path)
+    read = Features.open(tmp_path / "f30k_int8/train_ims.npy")
+    assert read.array.dtype == np.int8
+    error = np.abs(read.batch(np.arange(700)).numpy() - features.astype(np.float32)).max((0, 1))
+    assert (error <= np.abs(features.astype(np.float32)).max((0, 1)) / 127 / 2 + 1e-6).all()
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md", "docs/decisions.md"])

@@ -1,5 +1,6 @@
 """Rows of pairs as tensors, and the batches that they fall into."""
 
+import threading
 from collections import Counter
 from itertools import islice
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2rm.data.batches import Batches, cycled, shuffled
+from l2rm.data.batches import Batches, ahead, cycled, shuffled
 from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
@@ -106,3 +107,61 @@ def test_cycled_passes_go_on_for_ever_each_in_another_order(sizes):
 def test_nothing_cannot_be_cycled():
     with pytest.raises(ValueError, match="no rows"):
         cycled(np.arange(0), 4, seed=(0,))
+
+
+# ----------------------------------------------------------------------------------------------------------- ahead
+
+
+def ahead_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("l2rm-ahead")]
+
+
+@given(items=st.lists(st.integers(), max_size=9))
+def test_results_come_in_the_order_of_the_items(items):
+    with ahead(lambda item: 3 * item, iter(items)) as results:
+        assert list(results) == [3 * item for item in items]
+    assert not ahead_threads()
+
+
+def test_the_next_one_is_worked_on_while_one_is_in_use_and_no_further_one():
+    began = [threading.Event() for _ in range(4)]
+    caller, takers = threading.current_thread(), []
+
+    def items():
+        for item in range(4):
+            takers.append(threading.current_thread())
+            yield item
+
+    def work(item):
+        began[item].set()
+        return threading.current_thread()
+
+    with ahead(work, items()) as results:
+        for item, worker in enumerate(results):
+            assert worker is not caller
+            assert item == 3 or began[item + 1].wait(timeout=10)
+            assert not any(later.is_set() for later in began[item + 2 :])
+    assert takers == [caller] * 4
+
+
+def test_an_error_comes_when_its_result_is_due():
+    def work(item):
+        if item == 2:
+            raise OSError("the disk is gone")
+        return item
+
+    seen = []
+    with ahead(work, range(5)) as results, pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(results)
+    assert seen == [0, 1]
+    assert not ahead_threads()
+
+
+def test_no_thread_is_left_behind_by_whoever_stops_in_the_middle():
+    with ahead(str, range(5)) as results:
+        assert next(results) == "0"
+        assert ahead_threads()
+    assert not ahead_threads()
+    with pytest.raises(KeyError), ahead(str, range(5)) as results:
+        {}[next(results)]
+    assert not ahead_threads()

@@ -1,5 +1,6 @@
 """Ranks and recalls against golden numbers and a full sort."""
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +93,12 @@ class CountingScores:
         self.n_images, self.n_captions = matrix.shape
         self.asked = np.zeros(matrix.shape, dtype=int)
         self.largest = 0
+        self.columns: list[tuple[int, ...]] = []
 
     def block(self, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
         self.asked[np.ix_(images, captions)] += 1
         self.largest = max(self.largest, len(images) * len(captions))
+        self.columns.append(tuple(captions.tolist()))
         return self.inner.block(images, captions)
 
 
@@ -107,6 +110,9 @@ def test_every_cell_is_asked_once_in_small_blocks() -> None:
     assert (scores.asked == 1).all()
     assert scores.largest <= 7 * 20
     assert small == evaluate_scores(MatrixScores(matrix), image_of)
+    groups = len(set(scores.columns))
+    turns = [one for one, _ in groupby(scores.columns[groups:])]
+    assert len(turns) == groups  # after the own blocks, the captions of a group pass all images in one go
 
 
 def test_a_constant_model_comes_last() -> None:

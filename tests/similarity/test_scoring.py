@@ -10,6 +10,7 @@ from l2rm.data.batches import Batches
 from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
+from l2rm.evaluation.ranks import exact_ranks
 from l2rm.similarity import scoring
 from l2rm.similarity.model import build_model
 from l2rm.similarity.scoring import ModelScores
@@ -39,7 +40,7 @@ def build(similarity, **config):
     return model, pairs, everything
 
 
-@pytest.fixture(scope="module", params=["cosine", "sgr"])
+@pytest.fixture(scope="module", params=["cosine", "sgr", "saf"])
 def case(request):
     return build(request.param)
 
@@ -47,16 +48,21 @@ def case(request):
 @settings(max_examples=25, deadline=None)
 @given(
     chunk=st.integers(1, 20),
+    keep=st.sampled_from([0, 2**20]),
+    piece=st.tuples(st.integers(1, 8), st.integers(1, 2000)),
     images=st.lists(st.integers(0, IMAGES - 1), min_size=1, max_size=9),
     captions=st.lists(st.integers(0, CAPTIONS - 1), min_size=1, max_size=20),
 )
-def test_blocks_are_those_of_the_whole_matrix_however_captions_are_encoded(case, chunk, images, captions):
+def test_blocks_are_those_of_the_whole_matrix_however_they_are_encoded(case, chunk, keep, piece, images, captions):
     model, pairs, everything = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "ENCODE_CHUNK", chunk)
-        scores = ModelScores(model, pairs)
+        patch.setattr(scoring, "SCORED_IMAGES", piece[0])
+        patch.setattr(scoring, "_numbers_at_once", lambda x: piece[1])
+        scores = ModelScores(model, pairs, keep=keep)
+        block = scores.block(np.array(images), np.array(captions))
+        assert torch.equal(block, scores.block(np.array(images), np.array(captions)))
     assert (scores.n_images, scores.n_captions) == (IMAGES, CAPTIONS)
-    block = scores.block(np.array(images), np.array(captions))
     torch.testing.assert_close(block, everything[images][:, captions], rtol=1e-4, atol=1e-5)
     assert not block.requires_grad
 
@@ -87,3 +93,57 @@ def test_caption_embeddings():
         rows = np.arange(3)
         expected = model.similarity(pairs.features.batch(np.arange(2)), pairs.caption_features.batch(rows))
         torch.testing.assert_close(ModelScores(model, pairs).block(np.arange(2), rows), expected)
+
+
+def counted(monkeypatch, model, name):
+    """How many items each call of one of the model's functions is given."""
+    sizes, function = [], getattr(model, name)
+
+    def count(first, second=None):
+        sizes.append((len(first), 0 if second is None else len(second)))
+        return function(first, second) if name != "encode_images" else function(first)
+
+    monkeypatch.setattr(model, name, count)
+    return sizes
+
+
+def encoded(sizes):
+    return sum(size for size, _ in sizes)
+
+
+def test_what_fits_is_encoded_once_and_what_does_not_is_not_kept(monkeypatch):
+    model, pairs, _ = build("sgr")
+    monkeypatch.setattr(scoring, "ENCODE_CHUNK", 5)
+    images, captions = (counted(monkeypatch, model, f"encode_{name}") for name in ("images", "captions"))
+    whole = 8 * 4 * (1 + 3) * IMAGES  # bytes: D numbers for an image and for each of its three regions
+    scores = ModelScores(model, pairs, keep=whole)
+    assert encoded(images) == IMAGES
+    assert encoded(captions) < CAPTIONS  # given up before the end
+    for _ in range(2):
+        scores.block(np.arange(IMAGES), np.arange(4))
+    assert encoded(images) == IMAGES
+    images.clear()
+    ModelScores(model, pairs, keep=whole - 1).block(np.array([6, 1]), np.arange(4))
+    assert [size for size, _ in images] == [5, 2, 2]
+
+
+def test_ranking_what_cannot_be_kept_encodes_each_caption_twice(monkeypatch):
+    model, pairs, _ = build("sgr")
+    scores = ModelScores(model, pairs, keep=0)
+    captions = counted(monkeypatch, model, "encode_captions")
+    streamed = exact_ranks(scores, pairs.image_of, block_images=2, block_captions=6)
+    assert encoded(captions) <= 2 * CAPTIONS
+    kept = exact_ranks(ModelScores(model, pairs), pairs.image_of)
+    assert streamed.i2t.tolist() == kept.i2t.tolist()
+    assert streamed.t2i.tolist() == kept.t2i.tolist()
+
+
+def test_a_block_is_scored_in_pieces_that_do_not_grow_with_it(monkeypatch):
+    model, pairs, _ = build("sgr")
+    monkeypatch.setattr(scoring, "SCORED_IMAGES", 2)
+    monkeypatch.setattr(scoring, "_numbers_at_once", lambda x: 2 * (3 + 6) * 12)  # 12 words of 3 regions and S = 6
+    pieces = counted(monkeypatch, model, "score")
+    ModelScores(model, pairs).block(np.arange(IMAGES), np.arange(CAPTIONS))
+    assert max(images for images, _ in pieces) == 2
+    assert max(captions for _, captions in pieces) <= 12 // 3 + 1  # no caption has less than a word, start and end
+    assert sum(images * captions for images, captions in pieces) == IMAGES * CAPTIONS

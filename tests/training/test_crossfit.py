@@ -275,7 +275,8 @@ def test_every_pair_is_learned_by_its_match_probability_from_the_first_epoch_on(
     learned, learn = [], Trainer._learn
 
     def watched(self, epoch, matched, mismatched):
-        learned.append((epoch, matched, mismatched, self._weights(epoch, matched)))
+        suspects = None if mismatched is None else mismatched.rows
+        learned.append((epoch, matched.rows, suspects, self._weights(epoch, matched.rows)))
         return learn(self, epoch, matched, mismatched)
 
     monkeypatch.setattr(Trainer, "_learn", watched)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -172,6 +173,24 @@ def test_a_warmup_checkpoint_that_nothing_beats_is_kept_and_said(go, small, monk
     )
 
 
+def test_batches_are_read_ahead_and_a_read_that_fails_ends_the_run(go, monkeypatch):
+    read, readers = Features.batch, []
+
+    def counted(self, index):
+        readers.append(threading.current_thread().name)
+        if sum(name.startswith("l2rm-ahead") for name in readers) == 9:
+            raise OSError(5, "Input/output error")
+        return read(self, index)
+
+    monkeypatch.setattr(Features, "batch", counted)
+    taken = steps_taken(monkeypatch)
+    with pytest.raises(OSError, match="Input/output error"):
+        go()
+    assert len(taken) == 8  # those that were read are learned from first
+    assert set(readers) == {"l2rm-ahead_0"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("l2rm-ahead")]
+
+
 def test_a_better_rematching_checkpoint_says_nothing(small, finished, go, caplog):
     assert finished.record["best"]["stage"] == "rematching"
     assert "warm-up (epoch" not in (finished.folder / "log.txt").read_text()
@@ -184,7 +203,7 @@ def steps_taken(monkeypatch):
     taken, learn = [], Trainer._learn
 
     def counted(self, epoch, matched, mismatched):
-        taken.append((self.config.objective, epoch, self.objective(epoch), matched))
+        taken.append((self.config.objective, epoch, self.objective(epoch), matched.rows))
         learn(self, epoch, matched, mismatched)
 
     monkeypatch.setattr(Trainer, "_learn", counted)

@@ -1,7 +1,12 @@
 """Rows of pairs -> tensors that a model takes."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +16,9 @@ from torch import Tensor
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import PAD, Vocabulary
 from l2rm.errors import InputError
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +56,7 @@ class Batches:
         self._features = pairs.features
         self._tokens = None
         if pairs.caption_features is None and vocabulary is not None:
-            self._tokens = [np.array(vocabulary.encode(caption)) for caption in pairs.captions]
+            self._tokens = _Ragged(vocabulary.encode(caption) for caption in pairs.captions)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -62,12 +70,8 @@ class Batches:
         if self._tokens is None:
             assert self.pairs.caption_features is not None
             return self.pairs.caption_features.batch(rows).to(self.device), None
-        words = [self._tokens[row] for row in rows]
-        lengths = torch.tensor([len(caption) for caption in words])
-        tokens = np.full((len(words), int(lengths.max())), PAD)
-        for row, caption in enumerate(words):
-            tokens[row, : len(caption)] = caption
-        return torch.from_numpy(tokens).to(self.device), lengths
+        tokens, lengths = self._tokens.padded(rows)
+        return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The given rows as a batch."""
@@ -80,6 +84,56 @@ class Batches:
             image_ids=torch.from_numpy(given).to(self.device),
             rows=rows,
         )
+
+
+class _Ragged:
+    """Token ids of many captions, one after the other: 4 bytes a word, where an array a caption would take hundreds."""
+
+    def __init__(self, captions: Iterable[list[int]]) -> None:
+        lengths: list[int] = []
+
+        def counted() -> Iterator[list[int]]:
+            for caption in captions:
+                lengths.append(len(caption))
+                yield caption
+
+        self._ids = np.fromiter(chain.from_iterable(counted()), dtype=np.int32)
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def padded(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids (len(rows), longest) of some captions, and how many each has."""
+        lengths = np.diff(self._starts)[rows]
+        place = np.arange(lengths.max())
+        there = place < lengths[:, None]
+        ids = np.full(there.shape, PAD, dtype=np.int64)
+        ids[there] = self._ids[(self._starts[rows][:, None] + place)[there]]
+        return ids, lengths
+
+
+@contextmanager
+def ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Iterator[Made]]:
+    """`work(item)` of each item in turn; while one result is in use, a thread is at work on the next.
+
+    So a disk is read while a model learns. What the work raises is raised where its result is due. The thread ends with
+    the block, whatever ends it, and `items` are taken by the thread of the caller.
+
+    Example:
+        >>> with ahead(str.upper, ["one", "two"]) as results:
+        ...     print(*results)
+        ONE TWO
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="l2rm-ahead") as thread:
+        yield _one_ahead(thread, work, items)
+
+
+def _one_ahead(thread: ThreadPoolExecutor, work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    coming: deque[Future[Made]] = deque()
+    for item in items:
+        coming.append(thread.submit(work, item))
+        if len(coming) > 1:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
 
 
 def shuffled(

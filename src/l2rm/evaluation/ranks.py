@@ -2,7 +2,9 @@
 
 Images are taken in groups, and every group brings all captions of its images. A group's own block then holds every own
 score that its images and captions need, and no other block holds any. So the own blocks come first and set the score
-to beat, all other blocks are merely counted against it, and every cell is asked for exactly once.
+to beat, all other blocks are merely counted against it, and every cell is asked for exactly once. After the own blocks
+one group of captions passes all images before the next group's turn: where scores must encode what they are asked for,
+images are encoded over and over, which is cheap, and captions, which are not, twice.
 """
 
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ def exact_ranks(
         raise InputError(f"scores: none of the {len(chosen)} images to rank has a caption; give at least one pair")
     groups = _groups(position[image_of[captions]], len(chosen), block_images, block_captions)
     own_blocks = [(index, index) for index in range(len(groups))]
-    tiles = own_blocks + [(row, column) for row, column in np.ndindex(len(groups), len(groups)) if row != column]
+    tiles = own_blocks + [(row, column) for column, row in np.ndindex(len(groups), len(groups)) if row != column]
     i2t = np.full(len(chosen), -1, dtype=np.int64)
     t2i = np.zeros(len(captions), dtype=np.int64)
     to_beat: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from l2rm.data.batches import Batches, shuffled
+from l2rm.data.batches import Batches, ahead, shuffled
 from l2rm.evaluation.scores import Scores, checked_block
 from l2rm.rematching.objectives import symmetric_cross_entropy
 from l2rm.rematching.ranks import RankMixture
@@ -97,14 +97,14 @@ def _warmed_up(
         fresh.vocabulary = model.vocabulary
         optimiser = torch.optim.Adam(fresh.parameters(), lr=config.lr, fused=True)
         for epoch in range(config.warmup_epochs):
-            for chosen in shuffled(rows, config.batch_size, seed=(*seed, epoch)):
-                stop()
-                batch = batches.batch(chosen)
-                S = fresh(batch.images, batch.captions, batch.lengths)
-                optimiser.zero_grad()
-                symmetric_cross_entropy(S, config.rematching.tau).backward()
-                nn.utils.clip_grad_norm_(fresh.parameters(), config.clip)
-                optimiser.step()
+            with ahead(batches.batch, shuffled(rows, config.batch_size, seed=(*seed, epoch))) as read:
+                for batch in read:
+                    stop()
+                    S = fresh(batch.images, batch.captions, batch.lengths)
+                    optimiser.zero_grad()
+                    symmetric_cross_entropy(S, config.rematching.tau).backward()
+                    nn.utils.clip_grad_norm_(fresh.parameters(), config.clip)
+                    optimiser.step()
     return fresh.eval()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2rm.data.batches import Batches, shuffled
+from l2rm.data.batches import Batches, ahead, shuffled
 from l2rm.rematching.division import BetaMixture
 from l2rm.rematching.objectives import pair_loss
 from l2rm.rematching.settings import RematchingConfig
@@ -65,10 +65,10 @@ def divide(
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [np.concatenate(parts[-2:])]
     losses = torch.empty(len(batches))
-    with torch.no_grad(), evaluating(model):
-        for rows in parts:
-            batch = batches.batch(rows)
-            losses[rows] = pair_loss(model(batch.images, batch.captions, batch.lengths), config.margin).float().cpu()
+    with torch.no_grad(), evaluating(model), ahead(batches.batch, parts) as read:
+        for batch in read:
+            S = model(batch.images, batch.captions, batch.lengths)
+            losses[batch.rows] = pair_loss(S, config.margin).float().cpu()
     mixture = BetaMixture.fit(losses, one_mode=config.one_mode, estimator=config.estimator)
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from l2rm.data.batches import Batches, cycled, shuffled
+from l2rm.data.batches import Batch, Batches, ahead, cycled, shuffled
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import evaluate_scores
@@ -116,24 +116,25 @@ class Trainer:
             self._divide(interruption)
         steps, total = self._steps(epoch)
         self.model.train()
-        bar = tqdm(
-            islice(steps, state["step"], None),
-            initial=state["step"],
-            total=total,
-            desc=f"epoch {epoch + 1}/{self.config.epochs} {self.stage(epoch)}",
-            disable=None if self.progress else True,
-            leave=False,
-        )
-        for matched, mismatched in bar:
-            self._learn(epoch, matched, mismatched)
-            state["step"] += 1
-            now = time.monotonic()
-            if interruption.signal is not None or now - saved > self.config.save_seconds:
-                state["seconds"] += now - started
-                started = saved = now
-                self.save()
-            if interruption.signal is not None:
-                raise Interrupted(interruption.signal)
+        with ahead(self._read, islice(steps, state["step"], None)) as batches:
+            bar = tqdm(
+                batches,
+                initial=state["step"],
+                total=total,
+                desc=f"epoch {epoch + 1}/{self.config.epochs} {self.stage(epoch)}",
+                disable=None if self.progress else True,
+                leave=False,
+            )
+            for batch, suspects in bar:
+                self._learn(epoch, batch, suspects)
+                state["step"] += 1
+                now = time.monotonic()
+                if interruption.signal is not None or now - saved > self.config.save_seconds:
+                    state["seconds"] += now - started
+                    started = saved = now
+                    self.save()
+                if interruption.signal is not None:
+                    raise Interrupted(interruption.signal)
         state["seconds"] += time.monotonic() - started
 
     def _steps(self, epoch: int) -> tuple[Iterator[Step], int]:
@@ -152,12 +153,14 @@ class Trainer:
                 batches = list(islice(cycled(self.rows[~self.truth], size, seed=(*seed, ORDER)), len(batches)))
         return zip(batches, suspects, strict=False), len(batches)
 
-    def _learn(self, epoch: int, matched: NDArray[np.int64], mismatched: NDArray[np.int64] | None) -> None:
+    def _read(self, step: Step) -> tuple[Batch, Batch | None]:
+        matched, mismatched = step
+        return self.batches.batch(matched), None if mismatched is None else self.batches.batch(mismatched)
+
+    def _learn(self, epoch: int, batch: Batch, suspects: Batch | None) -> None:
         """One gradient step."""
-        batch = self.batches.batch(matched)
+        weights = self._weights(epoch, batch.rows)
         if self.stage(epoch) == "rematching":
-            suspects = None if mismatched is None else self.batches.batch(mismatched)
-            weights = self._weights(epoch, matched)
             result = self.rematching_step(self.batches, batch, suspects, self.state["queue"], weights)
             loss, terms = result.loss, result.terms
             if suspects is not None:
@@ -167,7 +170,7 @@ class Trainer:
                 self._remember(suspects.rows, result.candidates, result.plan)
         else:
             S = self.model(batch.images, batch.captions, batch.lengths)
-            loss = self._objective(epoch)(S, weights=self._weights(epoch, matched))
+            loss = self._objective(epoch)(S, weights=weights)
             terms = {"loss": loss}
         self.optimiser.zero_grad()
         loss.backward()

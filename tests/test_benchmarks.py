@@ -1,0 +1,25 @@
+"""The scripts under benchmarks/ that can run in seconds do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "memory.py"), "--tiny", "--json", "memory.json", "--folder", str(tmp_path)]
+    environment = os.environ | {"L2RM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "memory.json").read_text())["measurements"]
+    assert list(measured) == ["training", "evaluation", "evaluation, 1 block"]
+    for found in measured.values():
+        assert 0 < found["at_start_mib"] < found["anonymous_mib"] < found["resident_mib"]
+    assert measured["training"]["steps"] == [4, 4]
+    assert not list(tmp_path.glob("l2rm-memory-*"))  # nothing of the data stays
