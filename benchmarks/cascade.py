@@ -45,7 +45,7 @@ def main() -> None:
             S = model.score(image, caption) if share is None else cascade(model, image, caption, share)
             seconds = time.perf_counter() - began
             found = evaluate_scores(MatrixScores(S), pairs.image_of).to_dict()
-            scored = float((S >= model.range[0]).float().mean())
+            scored = float((model.range[0] <= S).float().mean())
             row = {"precision": precision, "share": share, "scored": scored, "seconds": seconds, **found}
             result["rows"].append(row)
             cells = (found[way][k] for way in ("i2t", "t2i") for k in ("r1", "r5", "r10"))

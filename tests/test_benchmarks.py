@@ -23,3 +23,18 @@ def test_memory(tmp_path: Path) -> None:
         assert 0 < found["at_start_mib"] < found["anonymous_mib"] < found["resident_mib"]
     assert measured["training"]["steps"] == [4, 4]
     assert not list(tmp_path.glob("l2rm-memory-*"))  # nothing of the data stays
+
+
+def test_speed(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "speed.py"), "--tiny", "--json", "speed.json"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["work"]: row for row in json.loads((tmp_path / "speed.json").read_text())["rows"]}
+    works = ("sgr_fp32", "sgr_bf16", "step_fp32", "step_bf16", "saf_fp32", "similarity_exact", "similarity_cascade")
+    assert tuple(rows) == (*works, "transport")
+    for work, row in rows.items():
+        assert row["max_abs_diff"] <= (0.05 if work.endswith("bf16") else 1e-6), row
+        assert min(row["naive_s"], row["l2rm_s"], row["naive_peak_mib"], row["l2rm_peak_mib"]) > 0
+    assert 0.05 < rows["similarity_cascade"]["share"] < 0.5

@@ -11,7 +11,7 @@ from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.evaluation.ranks import exact_ranks
-from l2rm.similarity import scoring
+from l2rm.similarity import scoring, sgraf
 from l2rm.similarity.model import build_model
 from l2rm.similarity.scoring import ModelScores
 from l2rm.similarity.settings import DataShape, ModelConfig
@@ -49,7 +49,7 @@ def case(request):
 @given(
     chunk=st.integers(1, 20),
     keep=st.sampled_from([0, 2**20]),
-    piece=st.tuples(st.integers(1, 8), st.integers(1, 2000)),
+    piece=st.integers(1, 12),
     images=st.lists(st.integers(0, IMAGES - 1), min_size=1, max_size=9),
     captions=st.lists(st.integers(0, CAPTIONS - 1), min_size=1, max_size=20),
 )
@@ -57,8 +57,7 @@ def test_blocks_are_those_of_the_whole_matrix_however_they_are_encoded(case, chu
     model, pairs, everything = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "ENCODE_CHUNK", chunk)
-        patch.setattr(scoring, "SCORED_IMAGES", piece[0])
-        patch.setattr(scoring, "_numbers_at_once", lambda x: piece[1])
+        patch.setattr(sgraf, "AT_ONCE", piece)
         scores = ModelScores(model, pairs, keep=keep)
         block = scores.block(np.array(images), np.array(captions))
         assert torch.equal(block, scores.block(np.array(images), np.array(captions)))
@@ -140,10 +139,9 @@ def test_ranking_what_cannot_be_kept_encodes_each_caption_twice(monkeypatch):
 
 def test_a_block_is_scored_in_pieces_that_do_not_grow_with_it(monkeypatch):
     model, pairs, _ = build("sgr")
-    monkeypatch.setattr(scoring, "SCORED_IMAGES", 2)
-    monkeypatch.setattr(scoring, "_numbers_at_once", lambda x: 2 * (3 + 6) * 12)  # 12 words of 3 regions and S = 6
-    pieces = counted(monkeypatch, model, "score")
+    monkeypatch.setattr(sgraf, "AT_ONCE", 2)
+    pieces = counted(monkeypatch, model, "_score_block")
     ModelScores(model, pairs).block(np.arange(IMAGES), np.arange(CAPTIONS))
     assert max(images for images, _ in pieces) == 2
-    assert max(captions for _, captions in pieces) <= 12 // 3 + 1  # no caption has less than a word, start and end
+    assert max(captions for _, captions in pieces) == 2
     assert sum(images * captions for images, captions in pieces) == IMAGES * CAPTIONS

@@ -1,6 +1,6 @@
 """A model's scores of all images against all captions of some pairs, block by block, in memory that does not grow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from l2rm.similarity.model import Encoded, RetrievalModel, evaluating
 ENCODE_CHUNK = 512
 KEPT_BYTES = 2**27
 """Encoded images, or encoded captions, that are kept at most; of more, those of a block are encoded for the block."""
-SCORED_IMAGES = 32
-"""Images of a block that are scored at a time, where images and captions are compared region by word."""
 
 
 class ModelScores:
@@ -58,7 +56,7 @@ class ModelScores:
     def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Tensor:
         """Scores (len(images), len(captions))."""
         with evaluating(self.model):
-            return _scored(self.model, self._images.take(images), self._captions.take(captions))
+            return self.model.score(self._images.take(images), self._captions.take(captions))
 
 
 class _Encodings:
@@ -119,34 +117,3 @@ def _joined(parts: list[Encoded]) -> Encoded:
     if parts[0].lengths is not None:
         lengths = torch.cat([part.lengths for part in parts if part.lengths is not None])
     return Encoded(torch.cat([part.whole for part in parts]), local, lengths)
-
-
-def _scored(model: RetrievalModel, images: Encoded, captions: Encoded) -> Tensor:
-    """`model.score` of a block; piece by piece, captions of like length together, where regions and words are compared.
-
-    There, a caption costs a similarity vector, and an attention to all regions, for each of its words and each image.
-    At once that takes gigabytes for 256 images and 1,280 captions at the published dimensions.
-    """
-    if images.local is None or captions.lengths is None:
-        return model.score(images, captions)
-    word = SCORED_IMAGES * (images.local.shape[1] + model.config.similarity_dim)
-    rows = [slice(start, start + SCORED_IMAGES) for start in range(0, len(images), SCORED_IMAGES)]
-    parts = list(_of_like_length(captions.lengths, _numbers_at_once(images.local) // word))
-    columns = []
-    for part in parts:
-        some = captions.take(part)
-        columns.append(torch.cat([model.score(images.take(few), some) for few in rows]))
-    return torch.cat(columns, 1)[:, torch.cat(parts).argsort()]
-
-
-def _numbers_at_once(x: Tensor) -> int:
-    """Similarity vectors and attentions of a piece, in numbers: small on a processor, what fills a card on a card."""
-    return 2**24 if x.device.type == "cpu" else 2**28
-
-
-def _of_like_length(lengths: Tensor, words: int) -> Iterator[Tensor]:
-    """Where the captions are, shortest first, in parts of about so many words and whole-caption nodes."""
-    order = lengths.argsort(stable=True)
-    part = (lengths[order] + 1).cumsum(0) // max(1, words)
-    sizes: list[int] = part.unique_consecutive(return_counts=True)[1].tolist()
-    yield from order.split(sizes)
