@@ -23,15 +23,10 @@ def scored(request):
     return model.train(), images, captions, exact
 
 
-def test_the_whole_as_a_shortlist_is_exact(scored):
-    model, images, captions, exact = scored
-    torch.testing.assert_close(cascade(model, images, captions, 1.0), exact)
-    assert model.training
-
-
 def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_score(scored):
     model, images, captions, exact = scored
     found, cheap = cascade(model, images, captions, 0.4), pooled(images, captions)
+    assert model.training
     listed = found >= 0
     torch.testing.assert_close(found[listed], exact[listed])
     assert (found[~listed] < 0).all()
@@ -53,7 +48,7 @@ def test_cheap_scores_do_not_favour_what_is_near_to_everything():
     assert total.isfinite().all()
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.0, float("nan")])
 def test_a_share_out_of_range_is_refused(scored, share):
     with pytest.raises(InputError, match="share of the pairs"):
         cascade(*scored[:3], share)

@@ -20,7 +20,7 @@ def cascade(model: RetrievalModel, images: Encoded, captions: Encoded, share: fl
         model: one with regions and words, such as SGR; a cosine is cheap as it is.
         images: N encoded images.
         captions: M encoded captions.
-        share: part of the pairs that may be scored, in (0, 1].
+        share: part of the pairs that may be scored, in (0, 1).
 
     Raises:
         InputError: `share` is out of range, or the model has no local vectors.
@@ -28,8 +28,8 @@ def cascade(model: RetrievalModel, images: Encoded, captions: Encoded, share: fl
     Example:
         >>> S = cascade(model, scores.images, scores.captions, share=0.1)  # doctest: +SKIP
     """
-    if not 0 < share <= 1:
-        raise InputError(f"shortlist: {share} is no share of the pairs; give one above 0 and up to 1")
+    if not 0 < share < 1:
+        raise InputError(f"shortlist: {share} is no share of the pairs; give one between 0 and 1")
     if images.local is None or captions.local is None:
         raise InputError("shortlist: this model compares pooled vectors only, so there is nothing to shorten")
     S = pooled(images, captions)
