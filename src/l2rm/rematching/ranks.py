@@ -21,6 +21,7 @@ class RankMixture:
     """A Beta–uniform mixture: `uniform` is u, `shape` is a.
 
     Example:
+        >>> import torch
         >>> mixture = RankMixture(uniform=0.0, shape=0.25)
         >>> mixture.mismatch_ratio
         0.25
