@@ -17,7 +17,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from l2rm import cli
-from l2rm.cli import COMMANDS, Train, main, parse_command
+from l2rm.cli import main, parse_command
+from l2rm.commands import COMMANDS
+from l2rm.commands.train import Train
 from l2rm.recipes import RECIPES, faithful
 
 # --------------------------------------------------------------------------------------------------- help and arguments
@@ -25,7 +27,7 @@ from l2rm.recipes import RECIPES, faithful
 
 def test_help_teaches_without_torch() -> None:
     script = (
-        "import sys\nfrom l2rm.cli import COMMANDS, main\n"
+        "import sys\nfrom l2rm.cli import main; from l2rm.commands import COMMANDS\n"
         "assert main([]) == 0 == main(['--help']) == main(['--version'])\n"
         "for name in COMMANDS: assert main([name, '--help']) == 0, name\n"
         "assert main(['train', 'x', '--out', 'y', '--recipe', 'quickstart', '--paper', '--help']) == 0\n"
