@@ -17,6 +17,7 @@ from l2rm.data.batches import Batch, Batches, ahead, cycled, shuffled
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import evaluate_scores
+from l2rm.evaluation.scores import Stoppable
 from l2rm.rematching import objectives
 from l2rm.rematching.cost import LinearCost
 from l2rm.rematching.settings import HardObjective
@@ -25,7 +26,8 @@ from l2rm.rematching.transport import TransportPlan
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.crossfit import cross_fit
-from l2rm.training.divide import divide
+from l2rm.training.divide import Division, divide
+from l2rm.training.failure import undone_if_not_finite
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.run import write_lines, write_model
 from l2rm.training.settings import TrainConfig
@@ -67,6 +69,7 @@ class Trainer:
             "sums": {},
             "division": None,
             "cross_fitted": None,
+            "folds": [],
             "seconds": 0.0,
             "match_probability": None,
             "queue": torch.from_numpy(queue).to(device),
@@ -86,14 +89,15 @@ class Trainer:
         Raises:
             Interrupted: a signal asked to stop; the run was saved.
             InputError: what was saved is damaged, or is of other pairs.
-            RuntimeError: a gradient or a loss is not finite, or the sample division leaves nothing to learn from.
+            RuntimeError: a gradient or a loss is not finite (the run was saved as it was before), or the sample
+                division leaves nothing to learn from.
         """
         if resume:
             self._restore()
         with interruptible() as interruption:
             while self.state["epoch"] < self.config.epochs:
                 self._train_epoch(interruption)
-                self._end_epoch()
+                self._end_epoch(interruption)
                 if interruption.signal is not None:
                     raise Interrupted(interruption.signal)
         best = self.state["best"]
@@ -126,7 +130,8 @@ class Trainer:
                 leave=False,
             )
             for batch, suspects in bar:
-                self._learn(epoch, batch, suspects)
+                with undone_if_not_finite(self, batch, suspects):
+                    self._learn(epoch, batch, suspects)
                 state["step"] += 1
                 now = time.monotonic()
                 if interruption.signal is not None or now - saved > self.config.save_seconds:
@@ -176,10 +181,7 @@ class Trainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not norm.isfinite():  # before it spoils the model
-            raise RuntimeError(
-                f"epoch {epoch + 1}, step {self.state['step'] + 1}: the gradient is {float(norm)}; "
-                "train with a smaller learning rate"
-            )
+            raise FloatingPointError(f"the gradient is {float(norm)}")
         self.optimiser.step()
         self._count({name: value.detach() for name, value in terms.items()})
 
@@ -220,7 +222,7 @@ class Trainer:
             self.state["division"] = self.state["cross_fitted"]
             return
         if self.config.rematching.folds:
-            division = cross_fit(self.model, self.batches, self.config, stop=interruption.check)
+            division = self._cross_fitted(interruption)
         else:
             division = divide(
                 self.model,
@@ -229,6 +231,7 @@ class Trainer:
                 batch_size=self.config.batch_size,
                 seed=(self.config.seed, self.state["epoch"], DIVISION),
                 previous=None if self.state["match_probability"] is None else self.state["match_probability"].numpy(),
+                stop=interruption.check,
             )
         self.state["match_probability"] = torch.from_numpy(division.match_probability)
         threshold = self.config.rematching.matched_above
@@ -242,6 +245,27 @@ class Trainer:
                 f"the sample division of epoch {self.state['epoch'] + 1} takes {matched.sum()} pairs as matched, "
                 "so nothing is left to learn from; warm up longer, or with a smaller learning rate"
             )
+
+    def _cross_fitted(self, interruption: Interruption) -> Division:
+        """The division by folds; those that are finished are saved, so that they are not computed again."""
+        done, saved = self.state["folds"], time.monotonic()
+
+        def finished(p_values: Tensor) -> None:
+            nonlocal saved
+            done.append(p_values)
+            if time.monotonic() - saved > self.config.save_seconds:
+                self.save()
+                saved = time.monotonic()
+
+        try:
+            division = cross_fit(
+                self.model, self.batches, self.config, stop=interruption.check, done=tuple(done), finished=finished
+            )
+        except Interrupted:
+            self.save()
+            raise
+        self.state["folds"] = []
+        return division
 
     def _divided(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows to learn from as matched, and rows to rematch."""
@@ -267,14 +291,19 @@ class Trainer:
 
     # ------------------------------------------------------------------------------- what an epoch leaves behind
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, interruption: Interruption) -> None:
         state, epoch = self.state, self.state["epoch"]
         means = {name: float(total) / number for name, (total, number) in state["sums"].items()}
         losses = {name: mean for name, mean in means.items() if not name.startswith("transport.")}
         if not np.isfinite(list(losses.values())).all():
             raise RuntimeError(f"the loss of epoch {epoch + 1} is not finite; train with a smaller learning rate")
         started = time.monotonic()
-        dev = evaluate_scores(ModelScores(self.model, self.dev), self.dev.image_of)
+        try:
+            scores = Stoppable(ModelScores(self.model, self.dev), interruption.check)
+            dev = evaluate_scores(scores, self.dev.image_of)
+        except Interrupted:
+            self.save()  # with every step of the epoch done, so that it goes on from here
+            raise
         line: dict[str, Any] = {"epoch": epoch + 1, "stage": self.stage(epoch), "objective": self.objective(epoch)}
         line |= {"lr": self.optimiser.param_groups[0]["lr"], "steps": state["step"], "losses": losses}
         line["division"] = state["division"]
@@ -286,7 +315,7 @@ class Trainer:
         state["lines"].append(line)
         if state["best"] is None or dev.rsum > state["best"]["rsum"]:
             state["best"] = {"rsum": dev.rsum, "epoch": epoch + 1, "stage": line["stage"]}
-            write_model(self.folder, self.model)
+            write_model(self.folder, self.model, copy=True)
         state |= {"epoch": epoch + 1, "step": 0, "sums": {}, "division": None, "seconds": 0.0}
         write_lines(self.folder / "metrics.jsonl", state["lines"])
         self.save()
@@ -310,7 +339,7 @@ class Trainer:
             part.load_state_dict(saved.pop(name))
         for name in ("queue", "rematch_image", "rematch_share"):
             saved[name] = saved[name].to(device)
-        self.state = saved
+        self.state |= saved
         log.info("resumed at epoch %d, step %d", self.state["epoch"] + 1, self.state["step"])
 
     def _parts(self) -> dict[str, Any]:
