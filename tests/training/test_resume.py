@@ -18,6 +18,8 @@ import torch
 from l2rm import files
 from l2rm.data.features import Features
 from l2rm.errors import InputError
+from l2rm.similarity.model import RetrievalModel
+from l2rm.similarity.scoring import ModelScores
 from l2rm.training import divide as divide_module
 from l2rm.training import state as state_module
 from l2rm.training import trainer
@@ -142,6 +144,41 @@ def test_after_an_interrupt_during_the_evaluation(finished, go, monkeypatch):
     for _ in range(2):  # the second one as the last epoch ends
         with pytest.raises(Interrupted):
             go()
+    assert_same(go(), finished)
+
+
+@pytest.mark.parametrize("what", ["divide", "evaluate_scores"])
+def test_a_signal_is_not_kept_waiting(finished, go, monkeypatch, what):
+    """It comes in the middle of a long pass over the data, and the pass goes on for one more block at most."""
+    asked, signalled_at = 0, None
+    owner, name = (RetrievalModel, "forward") if what == "divide" else (ModelScores, "block")
+    original, inner = getattr(trainer, what), getattr(owner, name)
+
+    def counted(self, *arguments, **options):
+        nonlocal asked, signalled_at
+        asked += 1
+        if inside and signalled_at is None:
+            signalled_at = asked
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(self, *arguments, **options)
+
+    inside = False
+
+    def entered(*arguments, **options):
+        nonlocal inside
+        inside = True
+        try:
+            many_blocks = {"block_images": 8} if what == "evaluate_scores" else {}
+            return original(*arguments, **options, **many_blocks)
+        finally:
+            inside = False
+
+    monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(trainer, what, entered)
+    with pytest.raises(Interrupted):
+        go()
+    assert asked == signalled_at
+    monkeypatch.undo()
     assert_same(go(), finished)
 
 

@@ -67,7 +67,7 @@ class RematchingStep:
         """
         terms = {"matched": self.learn_matched(matched, weights)}
         if not terms["matched"].isfinite():
-            raise FloatingPointError(f"the loss is {float(terms["matched"].detach())}")
+            raise FloatingPointError(f"the loss is {float(terms['matched'].detach())}")
         if mismatched is None:
             return StepResult(loss=terms["matched"], terms=terms)
         candidates = torch.cat([mismatched.image_ids, queue])
