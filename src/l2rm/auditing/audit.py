@@ -216,6 +216,11 @@ def audit_scores(
     evidence = gather_evidence(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
+    if not (finite := np.isfinite(evidence.losses)).all():
+        row = int(np.argmin(finite))
+        raise InputError(
+            f"scores: infinite around row {row + 1} (pair {pairs.pair_ids[row]}); check the similarity matrix"
+        )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
     by_losses = match_probability is None
     if match_probability is None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -21,6 +24,23 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 64 * 2**20
 DIGEST_BYTES = 16 * 2**20
+# What NumPy raises on files that are no .npy array, found by damaging some at random.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    BadZipFile,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    zlib.error,
+    struct.error,
+)
 _DTYPES = ("float16", "float32", "float64", "int8")
 
 
@@ -53,6 +73,8 @@ class Features:
             self._refuse(
                 f"shape {self.array.shape}; features are (images, regions, dimensions) or (images, dimensions)"
             )
+        if not self.dim:
+            self._refuse(f"shape {self.array.shape}; features have at least one dimension")
         if self.array.dtype not in _DTYPES:
             self._refuse(f"type {self.array.dtype}; save the features as one of {', '.join(_DTYPES)}")
         if self.array.dtype == np.int8 and (self.scale is None or self.scale.shape != (self.dim,)):
@@ -167,8 +189,8 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        reason = " ".join(str(error).split())
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: cannot be read as a .npy array ({reason}); save it again with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: an archive of several arrays; save the one that is meant with numpy.save")

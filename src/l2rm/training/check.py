@@ -1,5 +1,6 @@
 """What is wrong with a training run is said before it begins, not hours later."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -47,6 +48,9 @@ def check_config(config: TrainConfig) -> None:
     for name, choices in _choices(type(config)):
         if values[name] not in choices:
             raise InputError(f"{name}: {values[name]!r} is unknown; take one of {', '.join(choices)}")
+    for name, value in values.items():
+        if value == math.inf:
+            raise InputError(f"{name}: {value} is not finite; give a number")
     for name, lowest in LOWEST.items():
         if not values[name] >= lowest:
             raise InputError(f"{name}: {values[name]} is too small; give at least {lowest:g}")
