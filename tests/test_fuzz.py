@@ -1,7 +1,7 @@
 """Whatever bytes a file holds, reading it gives what it should, or an `InputError` of one line; never anything else.
 
-Files that are right are damaged at random: bits flipped, bytes taken out, put in, repeated, cut off, words of the format
-in wrong places. `make fuzz` does so for longer.
+Files that are right are damaged at random: bits flipped, bytes taken out, put in, repeated, cut off, words of the
+format in wrong places. `make fuzz` does so for longer.
 """
 
 import contextlib
