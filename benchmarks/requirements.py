@@ -1,4 +1,4 @@
-"""What an environment to test in needs, as pip reads it: with no extra (core), or in the lowest versions admitted (lowest).
+"""What an environment to test in needs, as pip reads it: with no extra (core), or in lowest versions (lowest).
 
 python benchmarks/requirements.py lowest > requirements.txt
 """

@@ -1,4 +1,7 @@
-"""The same seed on the same machine gives the same result, to the last bit; docs/faults.md says what may differ elsewhere."""
+"""The same seed on the same machine gives the same result, to the last bit.
+
+docs/faults.md says what may differ elsewhere.
+"""
 
 import os
 import subprocess
@@ -21,19 +24,15 @@ def test_processes_of_one_seed_agree_and_those_of_another_do_not(precomp: Path, 
     def arguments(name: str, *more: str) -> list[str]:
         return ["train", str(precomp), "--mismatch", str(index), "--out", str(tmp_path / name), *OPTIONS, *more]
 
-    others = [
-        subprocess.Popen(
-            [sys.executable, "-m", "l2rm", *arguments(f"hash {seed}")],
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": seed},  # sets and dicts in another order
-        )
-        for seed in ("1", "2")
-    ]
+    there = subprocess.Popen(
+        [sys.executable, "-m", "l2rm", *arguments("there")],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"},  # sets in another order
+    )
     assert main(arguments("here")) == 0
     assert main(arguments("other seed", "--seed=4")) == 0
-    assert [other.wait(timeout=120) for other in others] == [0, 0]
+    assert there.wait(timeout=300) == 0
     for name in ("model.safetensors", "pairs.parquet", "vocabulary.json"):
-        here, *there = ((tmp_path / run / name).read_bytes() for run in ("here", "hash 1", "hash 2"))
-        assert there == [here, here], name
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
     weights = "model.safetensors"
     assert (tmp_path / "other seed" / weights).read_bytes() != (tmp_path / "here" / weights).read_bytes()

@@ -8,8 +8,8 @@ or of the machine (status 1).
 class InputError(ValueError):
     """The given data or arguments are wrong.
 
-    The message is one line: which file and row or key, what is wrong, and what to do about it. Names out of files may hold
-    anything; what is not printable among them is escaped, so that no table can write control codes to a terminal.
+    The message is one line: which file and row or key, what is wrong, and what to do about it. Names out of files may
+    hold anything; what is not printable among them is escaped, so that no table can write control codes to a terminal.
 
     Example:
         >>> print(InputError("pairs.csv: no column '\\x1b[2J';\\nadd it"))
