@@ -95,7 +95,7 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
         )
     if len(pairs) < 2 or pairs.n_images < 2:
         raise InputError(f"{pairs.source}: {len(pairs)} training pairs; at least two pairs of two images are needed")
-    if config.method == "l2rm" and pairs.n_images < 2 * config.rematching.folds:
+    if config.method in ("l2rm", "division") and pairs.n_images < 2 * config.rematching.folds:
         raise InputError(
             f"{pairs.source}: {pairs.n_images} training images are fewer than two for each of "
             f"{config.rematching.folds} folds; give less rematching.folds"

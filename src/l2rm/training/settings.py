@@ -6,7 +6,7 @@ from typing import Literal
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.similarity.settings import ModelConfig
 
-Method = Literal["l2rm", "plain", "oracle", "warmup"]
+Method = Literal["l2rm", "plain", "oracle", "warmup", "division"]
 Objective = Literal["auto", "mean_violation", "infonce", "symmetric_cross_entropy", "two_stage"]
 
 CANDIDATES: dict[str, tuple[Objective, ...]] = {

@@ -22,13 +22,11 @@ from l2rm.files import written_whole
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
-from l2rm.training.divide import divide
 from l2rm.training.run import Run, load_run, locked, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
 from l2rm.training.trainer import Trainer
 
 log = logging.getLogger("l2rm")
-FINAL_DIVISION = (3,)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,18 +183,10 @@ def _train_one(job: _Job) -> Run:
 
 
 def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
-    """`pairs.parquet`: the match probability of every training pair, and the last rematch of each.
-
-    The probability is that of the cross-fitted division, where there was one, else what the best model says.
-    """
-    pairs, config = trainer.batches.pairs, trainer.config
-    if trainer.state["cross_fitted"]:
-        probability = trainer.state["match_probability"].numpy()
-    else:
-        seed = (config.seed, *FINAL_DIVISION)
-        division = divide(best, trainer.batches, config.rematching, batch_size=config.batch_size, seed=seed)
-        probability = division.match_probability
-    rematch = trainer.state["rematch_image"].tolist()
+    """`pairs.parquet`: the match probability of every training pair, and the last rematch of each."""
+    pairs = trainer.batches.pairs
+    probability = trainer.method.match_probability(best)
+    rematch, share = trainer.method.rematches()
     table = pa.table(
         {
             "pair_id": pairs.pair_ids,
@@ -204,7 +194,7 @@ def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
             "caption": pairs.captions,
             "match_probability": probability.astype(np.float32),
             "rematch_image": pa.array([pairs.images[image] if image >= 0 else None for image in rematch], pa.string()),
-            "rematch_share": trainer.state["rematch_share"].cpu().numpy(),
+            "rematch_share": share,
         }
     )
     with written_whole(out / "pairs.parquet") as beside:
