@@ -12,10 +12,10 @@ from l2rm.data.batches import Batch, Batches, cycled, shuffled
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lesson:
-    """Pairs to learn from: `rows (n,)`, captions, each with one of `images (n,)`, and matched as far as `weights (n,)` say.
+    """Pairs to learn from: `rows (n,)`, captions, each with one of `images (n,)`, and one of `weights (n,)`.
 
-    Without `images` every caption comes with the image that it is given; without `weights` it counts in full. A row may
-    come more than once, with different images.
+    A weight, in [0, 1], is how far a pair is taken as matched. Without `images` every caption comes with the image that
+    it is given; without `weights` it counts in full. A row may come more than once, with different images.
 
     Example:
         >>> lesson = Lesson(rows=np.array([3, 5]), images=np.array([0, 2]), weights=np.ones(2, np.float32))

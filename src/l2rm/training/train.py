@@ -27,6 +27,8 @@ from l2rm.training.settings import CANDIDATES, TrainConfig
 from l2rm.training.trainer import Trainer
 
 log = logging.getLogger("l2rm")
+POOLED_BYTES = 2**30
+"""Pooled features that are kept in memory, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,13 +175,24 @@ def _train(job: _Job) -> Run:
 def _train_one(job: _Job) -> Run:
     """Train by a single objective."""
     torch.manual_seed(job.config.seed)
-    model = build_model(job.config.model, job.shape).to(job.device)
+    model = build_model(job.config.model, job.shape, networks=job.config.networks).to(job.device)
     model.vocabulary = job.vocabulary
-    trainer = Trainer(model, job.pairs, job.dev, job.config, job.out, progress=job.progress)
+    pairs, dev = (_read_once(part, job.config) for part in (job.pairs, job.dev))
+    trainer = Trainer(model, pairs, dev, job.config, job.out, progress=job.progress)
     trainer.fit(resume=job.resume)
     best = load_run(job.out, job.device)
     _write_pairs(job.out, trainer, best.model)
     return dataclasses.replace(best, record=job.record(best=trainer.state["best"], finished=True))
+
+
+def _read_once(pairs: Pairs, config: TrainConfig) -> Pairs:
+    """The same, its regions pooled already where a model does that first and the result is no burden to memory."""
+    features = pairs.features
+    assert features is not None
+    pools_first = config.model.similarity == "cosine" and config.model.pooling == "raw"
+    if not pools_first or len(features) * features.dim * 4 > POOLED_BYTES:
+        return pairs
+    return dataclasses.replace(pairs, features=features.pooled())
 
 
 def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:

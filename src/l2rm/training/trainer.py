@@ -18,8 +18,8 @@ from l2rm.evaluation.metrics import evaluate_scores
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
-from l2rm.training.methods import METHODS
 from l2rm.training.methods.method import Method, Step
+from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import write_lines, write_model
 from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state, save_state
@@ -120,7 +120,7 @@ class Trainer:
 
     def _restart(self) -> None:
         """Fresh weights, and an optimiser that remembers nothing."""
-        fresh = build_model(self.model.config, self.model.shape)
+        fresh = build_model(self.model.config, self.model.shape, networks=self.config.networks)
         self.model.load_state_dict(fresh.state_dict())
         self.optimiser.state.clear()
 
@@ -132,12 +132,13 @@ class Trainer:
         taught = self.method.learn(epoch, *batches)
         self.optimiser.zero_grad()
         taught.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if not norm.isfinite():  # before it spoils the model
-            raise RuntimeError(
-                f"epoch {epoch + 1}, step {self.state['step'] + 1}: the gradient is {float(norm)}; "
-                "train with a smaller learning rate"
-            )
+        for member in self.model.members:
+            norm = nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
+            if not norm.isfinite():  # before it spoils the model
+                raise RuntimeError(
+                    f"epoch {epoch + 1}, step {self.state['step'] + 1}: the gradient is {float(norm)}; "
+                    "train with a smaller learning rate"
+                )
         self.optimiser.step()
         self._count({f"transport.{name}": value for name, value in taught.facts.items()})
         self._count({name: value.detach() for name, value in taught.terms.items()})
