@@ -1,6 +1,7 @@
 """The commands, a file each: options in, one call to a room below, printed results out."""
 
 from l2rm.commands.audit import Audit
+from l2rm.commands.benchmark import Benchmark
 from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
@@ -14,6 +15,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
     "audit": Audit,
+    "benchmark": Benchmark,
     "convert": Convert,
 }
 """By name, in the order of the help. Nothing here imports torch before `run`, so that help answers at once."""

@@ -14,9 +14,9 @@ class GeneralisedPooling(nn.Module):
     """Pools n vectors to one: `Σ_k θ_k max_k(x)`, with `max_k` the k-th largest value of each dimension by itself.
 
     The weights `θ (n,)` depend on n alone: positions 0 … n−1, encoded by sines and cosines, go through a bi-GRU (the
-    two directions averaged) and a linear layer; softmax. So mean pooling (all θ equal) and max pooling (θ = 1, 0, …) are
-    special cases, and the order of the vectors does not matter. (Chen et al., "Learning the best pooling strategy for
-    visual semantic embedding", CVPR 2021.)
+    two directions averaged) and a linear layer; softmax. So mean pooling (all θ equal) and max pooling (θ = 1, 0, …)
+    are special cases, and the order of the vectors does not matter. (Chen et al., "Learning the best pooling strategy
+    for visual semantic embedding", CVPR 2021.)
 
     Args:
         dim: of the position codes and of the GRU's states, as published 32.
