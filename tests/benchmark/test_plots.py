@@ -13,8 +13,8 @@ from l2rm.benchmark.plots import (
     calibration_error,
     plot_detection,
     plot_recall,
-    plot_rematched,
     plot_reliability,
+    plot_rematched,
     reliability,
     roc,
 )
