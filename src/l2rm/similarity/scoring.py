@@ -53,10 +53,21 @@ class ModelScores:
         return len(self._captions)
 
     @torch.no_grad()
+    def encoded_images(self, images: NDArray[np.int64]) -> Encoded:
+        """Some of the images, encoded."""
+        with evaluating(self.model):
+            return self._images.take(images)
+
+    @torch.no_grad()
+    def encoded_captions(self, captions: NDArray[np.int64]) -> Encoded:
+        """Some of the captions, encoded."""
+        with evaluating(self.model):
+            return self._captions.take(captions)
+
     def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Tensor:
         """Scores (len(images), len(captions))."""
-        with evaluating(self.model):
-            return self.model.score(self._images.take(images), self._captions.take(captions))
+        with evaluating(self.model), torch.no_grad():
+            return self.model.score(self.encoded_images(images), self.encoded_captions(captions))
 
 
 class _Encodings:
