@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from l2rm.errors import InputError
-from l2rm.similarity.cascade import cascade, pooled
+from l2rm.similarity.cascade import cascade, pooled, shortlist
+from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import Encoded, build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
 
@@ -23,11 +24,15 @@ def scored(request):
     return model.train(), images, captions, exact
 
 
-def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_score(scored):
+@pytest.mark.parametrize("distilled", [False, True])
+def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_score(scored, distilled):
     model, images, captions, exact = scored
-    found, cheap = cascade(model, images, captions, 0.4), pooled(images, captions)
+    first_pass = FirstPass(12) if distilled else None
+    cheap = first_pass.score(images, captions) if distilled else pooled(images, captions)
+    found = cascade(model, images, captions, 0.4, first_pass)
     assert model.training
     listed = found >= 0
+    assert listed.equal(shortlist(cheap, 0.4))
     torch.testing.assert_close(found[listed], exact[listed])
     assert (found[~listed] < 0).all()
     torch.testing.assert_close(found[~listed].argsort(), cheap[~listed].argsort())

@@ -38,34 +38,43 @@ class FirstPass(nn.Module):
         self.region = Linear(dim, SHORT)
         self.word = Linear(dim, SHORT)
 
-    def shorten(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Images or captions -> whole ones (N, 64) and their regions or words (N, R or L, 32), padding zero."""
+    def shorten(self, encoded: Encoded) -> Encoded:
+        """Encoded images or captions in short: whole ones (N, 64), regions or words (N, R or L, 32), padding zero."""
         assert encoded.local is not None
         local, lengths = encoded.local.float(), encoded.lengths
         if lengths is None:
             seen = torch.cat([encoded.whole.float(), local.mean(1)], 1)
-            return self.image(seen), self.region(local)
+            return Encoded(self.image(seen), self.region(local))
         counts = lengths.to(local.device)[:, None]
         seen = torch.cat([encoded.whole.float(), local.sum(1) / counts], 1)
         present = torch.arange(local.shape[1], device=local.device) < counts
-        return self.caption(seen), self.word(local) * present[..., None]
+        return Encoded(self.caption(seen), self.word(local) * present[..., None], lengths)
 
     def forward(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Scores (N, M), with gradient: for a batch."""
-        (image, region), (caption, word) = self.shorten(images), self.shorten(captions)
-        return image @ caption.T + _best_regions(region, word)
+        """Scores (N, M) of encoded images and captions, with gradient: for a batch."""
+        image, caption = self.shorten(images), self.shorten(captions)
+        assert image.local is not None
+        assert caption.local is not None
+        return image.whole @ caption.whole.T + _best_regions(image.local, caption.local)
 
     @torch.no_grad()
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Scores (N, M) without gradient, in little memory: for a whole data set."""
-        assert captions.lengths is not None
-        (image, region), (caption, word) = self.shorten(images), self.shorten(captions)
-        S = product(image, caption)
-        for block in captions.lengths.argsort().split(AT_ONCE):
-            words = word[block, : int(captions.lengths[block].max())]
-            rows = max(1, at_once(region) // (region.shape[1] * words.shape[0] * words.shape[1]))
-            S[:, block] += torch.cat([_best_regions(some, words) for some in region.split(rows)])
-        return S
+        """The same without gradient, in little memory: for a whole data set."""
+        return compare(self.shorten(images), self.shorten(captions))
+
+
+@torch.no_grad()
+def compare(images: Encoded, captions: Encoded) -> Tensor:
+    """Scores (N, M) of what `FirstPass.shorten` made of images and captions."""
+    assert images.local is not None
+    assert captions.local is not None
+    assert captions.lengths is not None
+    S = product(images.whole, captions.whole)
+    for block in captions.lengths.argsort().split(AT_ONCE):
+        words = captions.local[block, : int(captions.lengths[block].max())]
+        rows = max(1, at_once(words) // (images.local.shape[1] * words.shape[0] * words.shape[1]))
+        S[:, block] += torch.cat([_best_regions(some, words) for some in images.local.split(rows)])
+    return S
 
 
 def _best_regions(region_NRK: Tensor, word_MLK: Tensor) -> Tensor:

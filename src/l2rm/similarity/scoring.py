@@ -99,7 +99,7 @@ class _Encodings:
             parts.append(self._encode(index[start : start + ENCODE_CHUNK]))
             if most is not None and _bytes(parts) > most:
                 return None
-        return _joined(parts)
+        return joined(parts)
 
 
 def _bytes(parts: list[Encoded]) -> int:
@@ -111,7 +111,7 @@ def _bytes(parts: list[Encoded]) -> int:
     return count * sum(item.nbytes for item in items)
 
 
-def _joined(parts: list[Encoded]) -> Encoded:
+def joined(parts: list[Encoded]) -> Encoded:
     """One after the other, words padded to the longest caption of all."""
     if len(parts) == 1:
         return parts[0]

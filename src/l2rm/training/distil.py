@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
+from l2rm.evaluation.evaluate import check_fit
 from l2rm.files import written_whole
 from l2rm.progress import track
 from l2rm.similarity.first_pass import FirstPass
@@ -45,12 +46,13 @@ def distil(
         blocks: how many are scored; the model's time is 300,000 pairs a block.
         steps: of Adam, `lr` falling to zero by a cosine.
         batch: images, and captions, of a step.
-        temperature: divides the model's logits; the smaller, the more the best few of a list count.
+        temperature: divides the model's logits, in units of their deviation; the smaller, the more the best few of a
+            list count.
         seed: decides what is drawn.
         progress: tell on standard error how far it is.
 
     Raises:
-        InputError: the model compares pooled vectors only.
+        InputError: the model compares pooled vectors only, or does not take such pairs.
 
     Example:
         >>> first_pass = distil(run.model, train_pairs)  # doctest: +SKIP
@@ -58,19 +60,21 @@ def distil(
     """
     if model.config.similarity == "cosine":
         raise InputError("shortlist: this model compares pooled vectors only, so there is nothing to shorten")
+    check_fit(model, pairs)
     device = next(model.parameters()).device
     scores = ModelScores(model, pairs)
     draw = np.random.default_rng(seed)
     taught = _blocks(scores, pairs, blocks, draw, progress)
+    temperature *= float(torch.stack([logits.std() for _, _, logits in taught]).mean())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first_pass = FirstPass(model.config.embed_dim).to(device)
     optimiser = torch.optim.Adam(first_pass.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in track(range(steps), total=steps, what="distilling", enabled=progress):
-        images, captions, S = taught[draw.integers(len(taught))]
+        images, captions, logits = taught[draw.integers(len(taught))]
         row, column = (draw.permutation(len(index))[:batch] for index in (images, captions))
-        wanted = torch.logit(S[np.ix_(row, column)].to(device), eps=1e-6) / temperature
+        wanted = logits[np.ix_(row, column)].to(device) / temperature
         found = first_pass(scores.encoded_images(images[row]), scores.encoded_captions(captions[column]))
         optimiser.zero_grad()
         _divergence(found, wanted).backward()
@@ -82,7 +86,7 @@ def distil(
 def _blocks(
     scores: ModelScores, pairs: Pairs, count: int, draw: np.random.Generator, progress: bool
 ) -> list[tuple[np.ndarray, np.ndarray, Tensor]]:
-    """Images, captions and the model's scores of them, block by block; images come again when all have had a turn."""
+    """Images, captions and the model's logits of them, block by block; images come again when all have had a turn."""
     order = draw.permutation(pairs.n_images)
     size = min(BLOCK_IMAGES, len(order))
     found = []
@@ -90,7 +94,7 @@ def _blocks(
         images = np.take(order, np.arange(block * size, (block + 1) * size), mode="wrap")
         theirs = np.flatnonzero(np.isin(pairs.image_of, images))
         captions = draw.permutation(theirs)[:BLOCK_CAPTIONS]
-        found.append((images, captions, scores.block(images, captions).float().cpu()))
+        found.append((images, captions, torch.logit(scores.block(images, captions).float().cpu(), eps=1e-6)))
     return found
 
 
@@ -103,25 +107,26 @@ def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
     return total
 
 
-def write_first_pass(folder: Path, first_pass: FirstPass) -> None:
-    """Write `cascade.safetensors` into a RUN folder."""
+def write_first_pass(folder: Path, first_pass: FirstPass) -> Path:
+    """Write `cascade.safetensors` into a RUN folder; returns the path."""
     with written_whole(folder / FILE) as beside:
         save_file({name: value.contiguous() for name, value in first_pass.state_dict().items()}, beside)
+    return folder / FILE
 
 
-def read_first_pass(folder: Path, model: RetrievalModel) -> FirstPass | None:
-    """The first pass that was distilled for a run's model, on its device; None where there is none.
+def read_first_pass(folder: Path, model: RetrievalModel) -> FirstPass:
+    """The first pass that was distilled for a run's model, on its device.
 
     Raises:
-        InputError: the file is not one for this model.
+        InputError: there is none, or the file is not one for this model.
     """
     path = folder / FILE
     if not path.is_file():
-        return None
+        raise InputError(f"{path}: no such file; make it with `l2rm distil {folder} --data DATA`")
     first_pass = FirstPass(model.config.embed_dim)
     try:
         first_pass.load_state_dict(load_file(path, device="cpu"))
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a first pass for this run ({reason}); delete it and distil again") from error
+        raise InputError(f"{path}: not a first pass for this run ({reason}); distil again") from error
     return first_pass.to(next(model.parameters()).device).eval()
