@@ -94,8 +94,10 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2])
-    parser.add_argument("--steps", type=int, default=1500, help="of distilling, where the run has no first pass")
+    parser.add_argument(
+        "--shares", type=float, nargs="*", default=[0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4]
+    )
+    parser.add_argument("--steps", type=int, default=1000, help="of distilling, where the run has no first pass")
     parser.add_argument("--scores", type=Path, help="where exact scores are kept")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
@@ -128,9 +130,10 @@ def main() -> None:
             listed = shortlist(cheap[by], share)
             found = row(by, share, torch.where(listed, S, cheap[by] - cheap[by].max() - 1))
             found["scored"] = float(listed.float().mean())
-            found["most_lost"] = {
-                half: max(np.subtract(exact["recalls"][half], found["recalls"][half])) for half in halves
-            }
+            for name, sign in (("most_lost", 1), ("most_gained", -1)):
+                found[name] = {
+                    half: max(sign * np.subtract(exact["recalls"][half], found["recalls"][half])) for half in halves
+                }
             rows.append(found)
             if by == "distilled" and result["share"] is None and found["most_lost"]["chosen on"] <= POINTS + 1e-9:
                 result["share"] = share

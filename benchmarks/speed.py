@@ -10,7 +10,8 @@ there is a gradient; the all-pairs rows are of encoded images and captions. Memo
 each side of a row, libraries included (on a card: of its tensors). Before anything is timed the outputs are compared.
 
 The loop is float32 everywhere, in the bf16 rows too. `similarity_cascade` scores the share of pairs given by `--share`;
-the loop is timed on its exact 200 × 500 block. What a shortlist does to R@K is measured by `cascade.py`, on real data.
+the loop is timed on its exact 200 × 500 block; the first pass is timed, too, with random weights. What a shortlist does
+to R@K, and which share is needed, is measured by `cascade.py`, on real data.
 `transport` solves the costs of a trained model (`data/similarities.npz`: SGR on Flickr8k dev, 128 images and 128
 captions drawn at random); uniform random costs, which every solver settles at once, would say nothing. The naive side is
 NumPy in float64, as float32 does not reach the marginal error of 1e-6 that both are asked for.
@@ -39,6 +40,7 @@ from l2rm.rematching.few import few_pairs
 from l2rm.rematching.objectives import max_violation, symmetric_cross_entropy, symmetric_kl
 from l2rm.rematching.transport import partial_transport
 from l2rm.similarity.cascade import cascade
+from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
 from l2rm.training.run import write_json
@@ -128,7 +130,10 @@ class Bench:
         features, tokens, lengths = self.data(*self.sizes.block, 4)
         with torch.no_grad():
             image, caption = model.encode_images(features), model.encode_captions(tokens, lengths)
-        ours = partial(model.score, image, caption) if share is None else partial(cascade, model, image, caption, share)
+        ours = partial(model.score, image, caption)
+        if share is not None:
+            first_pass = FirstPass(self.sizes.embed).to(self.device)
+            ours = partial(cascade, model, image, caption, share, first_pass)
         return torch.no_grad()(partial(naive_score, model, image, caption)), torch.no_grad()(ours)
 
     def transport(self) -> tuple[Run, Run]:

@@ -1,12 +1,18 @@
 """Two passes against the exact scores."""
 
+import numpy as np
 import pytest
 import torch
 
+from l2rm.data.features import Features
+from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
-from l2rm.similarity.cascade import cascade, pooled, shortlist
+from l2rm.similarity import cascade as module
+from l2rm.similarity.cascade import CascadeScores, cascade, pooled, shortlist
 from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import Encoded, build_model
+from l2rm.similarity.scoring import ModelScores
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 
@@ -40,6 +46,33 @@ def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_sc
         assert listed.gather(dim, cheap.topk(count, dim).indices).all()
         assert listed.sum(dim).min() >= count
     assert not listed.all()
+
+
+@pytest.fixture
+def data_set():
+    generator = np.random.default_rng(0)
+    captions = tuple(" ".join(f"w{n}" for n in generator.integers(20, size=1 + k % 6)) for k in range(23))
+    features = Features(array=generator.normal(size=(11, 5, 10)).astype(np.float32))
+    pairs = Pairs(images=tuple(map(str, range(11))), image_of=np.arange(23) % 11, captions=captions, features=features)
+    torch.manual_seed(0)
+    config = ModelConfig(similarity="sgr", embed_dim=12, word_dim=6, similarity_dim=8)
+    vocabulary = Vocabulary.build(captions, min_count=1)
+    model = build_model(config, DataShape(image_dim=10, regions=5, vocabulary_size=len(vocabulary)))
+    model.vocabulary = vocabulary
+    return model, pairs
+
+
+@pytest.mark.parametrize("keep", [0, 2**27])
+def test_a_data_set_goes_block_by_block_to_the_same_scores(data_set, monkeypatch, keep):
+    monkeypatch.setattr(module, "ENCODE_CHUNK", 4)
+    scores, first_pass = ModelScores(*data_set, keep=keep), FirstPass(12)
+    images, captions = np.arange(11), np.arange(23)
+    found = CascadeScores(scores, 0.3, first_pass)
+    wanted = cascade(scores.model, scores.encoded_images(images), scores.encoded_captions(captions), 0.3, first_pass)
+    torch.testing.assert_close(found.block(images, captions), wanted)
+    torch.testing.assert_close(found.block(images[[7, 2]], captions[[1, 1, 20]]), wanted[[7, 2]][:, [1, 1, 20]])
+    assert (found.n_images, found.n_captions) == (11, 23)
+    assert found.scored == float((wanted >= 0).float().mean())
 
 
 def test_cheap_scores_do_not_favour_what_is_near_to_everything():

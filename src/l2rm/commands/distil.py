@@ -26,7 +26,7 @@ class Distil(Command):
     data: DataOption
     split: str = "train"
     """The split to learn from."""
-    steps: int = 1500
+    steps: int = 1000
     """Steps of learning."""
     seed: int = 0
     """Rules which pairs are drawn."""
@@ -47,7 +47,5 @@ class Distil(Command):
         pairs = with_features(
             open_split(data, self.split), data.encoder, skip_bad=data.skip_bad, progress=progress, device=device
         )
-        path = write_first_pass(
-            self.folder, distil(model, pairs, steps=self.steps, seed=self.seed, progress=progress)
-        )
+        path = write_first_pass(self.folder, distil(model, pairs, steps=self.steps, seed=self.seed, progress=progress))
         print(f"written to {path}; next: l2rm evaluate {self.folder} --data {self.data} --shortlist 0.05")
