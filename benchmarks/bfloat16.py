@@ -1,6 +1,6 @@
 """What bfloat16 costs in retrieval: evaluation of a model trained in float32, and training.
 
-`python benchmarks/bfloat16.py RUN --data DATA --work FOLDER --json FILE [--scores FILE.npy] [--only evaluation|training]`
+`python benchmarks/bfloat16.py RUN --data DATA --work FOLDER --json FILE [--scores FILE.npy] [--only PART]`
 
 * evaluation: RUN on the dev split, in float32 and in bfloat16. `--scores` are exact float32 scores that
   `benchmarks/cascade.py` kept.

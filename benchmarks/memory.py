@@ -2,15 +2,15 @@
 
 `python benchmarks/memory.py --json benchmarks/results/memory.json [--folder /tmp] [--only NAME]`
 
-The file is written after every measurement, and one that it has already is not taken again (`--again` does). All of them
-together took {TOOK} on one core; what a measurement took is in its `seconds`.
+The file is written after every measurement, and one that it has already is not taken again (`--again` does); its
+`seconds` are what it took on one core.
 
 * training: images of 36 × 2,048 float16 numbers in a precomp folder made on the fly, cosine at small dimensions,
   batches of 128, a warm-up epoch, a division and an epoch of rematching. Ten times as many images for the same number
   of captions, so that what grows, grows by images; then five captions an image, as in published sets (warm-up only).
-* evaluation: 5,000 images × 25,000 captions, exactly, SGR at small dimensions (8 regions, D = 16, S = 8, one graph step,
-  captions of 1 to 3 words), with no encoded image or caption kept. 125 million pairs at the small dimensions of training
-  (36 regions, D = 32, S = 16, three steps) would take six times as long.
+* evaluation: 5,000 images × 25,000 captions, exactly, SGR at small dimensions (8 regions, D = 16, S = 8, one graph
+  step, captions of 1 to 3 words), with no encoded image or caption kept. These are small so that 125 million pairs take
+  minutes.
 * evaluation, published dimensions: as many images and captions at D = 1,024 and S = 256. Blocks are all alike, so a few
   of the 400 tell the memory of all of them.
 

@@ -13,8 +13,8 @@ The loop is float32 everywhere, in the bf16 rows too. `similarity_cascade` score
 the loop is timed on its exact 200 × 500 block; the first pass is timed, too, with random weights. What a shortlist does
 to R@K, and which share is needed, is measured by `cascade.py`, on real data.
 `transport` solves the costs of a trained model (`data/similarities.npz`: SGR on Flickr8k dev, 128 images and 128
-captions drawn at random); uniform random costs, which every solver settles at once, would say nothing. The naive side is
-NumPy in float64, as float32 does not reach the marginal error of 1e-6 that both are asked for.
+captions drawn at random); uniform random costs, which every solver settles at once, would say nothing. The naive side
+is NumPy in float64, as float32 does not reach the marginal error of 1e-6 that both are asked for.
 """
 
 import argparse
