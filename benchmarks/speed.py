@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true", help="a small case, to see that outputs agree")
     parser.add_argument("--work", nargs="+", help="these rows only")
-    parser.add_argument("--share", type=float, default=0.1, help="of the pairs on the shortlist")
+    parser.add_argument("--share", type=float, default=0.03, help="of the pairs on the shortlist")
     parser.add_argument("--rounds", type=int, help="timed runs of each side")
     parser.add_argument("--merge", action="store_true", help="keep the rows of FILE that are not measured now")
     parser.add_argument("--peak-of", choices=["naive", "l2rm"], help=argparse.SUPPRESS)
