@@ -24,6 +24,7 @@ from l2rm.training import divide as divide_module
 from l2rm.training import state as state_module
 from l2rm.training import trainer
 from l2rm.training.interrupt import Interrupted, interruptible
+from l2rm.training.methods import divided
 from l2rm.training.run import load_run, locked
 from l2rm.training.trainer import Trainer
 
@@ -152,7 +153,8 @@ def test_a_signal_is_not_kept_waiting(finished, go, monkeypatch, what):
     """It comes in the middle of a long pass over the data, and the pass goes on for one more block at most."""
     asked, signalled_at = 0, None
     owner, name = (RetrievalModel, "forward") if what == "divide" else (ModelScores, "block")
-    original, inner = getattr(trainer, what), getattr(owner, name)
+    room = divided if what == "divide" else trainer
+    original, inner = getattr(room, what), getattr(owner, name)
 
     def counted(self, *arguments, **options):
         nonlocal asked, signalled_at
@@ -174,7 +176,7 @@ def test_a_signal_is_not_kept_waiting(finished, go, monkeypatch, what):
             inside = False
 
     monkeypatch.setattr(owner, name, counted)
-    monkeypatch.setattr(trainer, what, entered)
+    monkeypatch.setattr(room, what, entered)
     with pytest.raises(Interrupted):
         go()
     assert asked == signalled_at
@@ -219,6 +221,28 @@ def test_candidates_go_on_where_they_stopped(small, go, monkeypatch, tmp_path):
     assert_same(run, whole)
     go(**settings)
     assert done == 3 * 24
+
+
+@pytest.mark.parametrize(("method", "steps"), [("division", 41), ("ncr", 41), ("crcl", 29), ("crcl", 24)])
+def test_every_method_goes_on_where_it_stopped(small, go, monkeypatch, tmp_path, method, steps):
+    """In an epoch after a division; in a round of crcl, and just as the next one is to begin."""
+    settings = {"method": method, "warmup_epochs": 3, "rematching_epochs": 2}
+    whole = small.train(
+        small.small_train(), small.small_dev(), small.small_config(**settings), tmp_path / "whole", progress=False
+    )
+    learn, done = Trainer._learn, 0
+
+    def signalled(self, *arguments):
+        nonlocal done
+        learn(self, *arguments)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_learn", signalled)
+    with pytest.raises(Interrupted):
+        go(**settings)
+    assert_same(go(**settings), whole)
 
 
 def test_a_finished_run_is_returned_at_once(finished, go, tmp_path, monkeypatch):
@@ -382,7 +406,7 @@ def test_a_step_that_is_not_finite_is_told_undone_and_saved(finished, go, monkey
     with pytest.raises(RuntimeError, match=r"epoch 4, step \d: .*saved .* of pairs .*not_finite\.json") as raised:
         go()
     told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
-    assert (told["epoch"], len(told["pair_ids"]), len(told["rematched_pair_ids"])) == (4, 30, 30)
+    assert (told["epoch"], len(told["pair_ids"])) == (4, 60)
     assert f"of pairs {', '.join(told['pair_ids'][:5])} and 55 more" in str(raised.value)
     assert set(told["pair_ids"]) <= set(small_ids(finished))
     monkeypatch.setattr(Trainer, "_learn", learn)

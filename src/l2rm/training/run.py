@@ -252,7 +252,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"{weights}: no such file; the run stopped before its first epoch ended, go on with --resume")
     found = _weights_or_copy(folder)
     try:
-        model = build_model(config.model, shape)
+        model = build_model(config.model, shape, networks=config.networks)
         model.load_state_dict(found)
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
