@@ -55,7 +55,14 @@ def linear_programme(problem: dict[str, Any], mass: float | None) -> Any:
 
 @pytest.mark.parametrize(
     ("n", "m", "mass", "reg"),
-    [(12, 12, 0.1, 0.02), (7, 15, 0.6, 0.05), (15, 7, 0.3, 0.1), (40, 60, 0.9, 1e-3), (60, 40, 1.0, 0.01), (1, 1, 0.5, 1)],
+    [
+        (12, 12, 0.1, 0.02),
+        (7, 15, 0.6, 0.05),
+        (15, 7, 0.3, 0.1),
+        (40, 60, 0.9, 1e-3),
+        (60, 40, 1.0, 0.01),
+        (1, 1, 0.5, 1),
+    ],
 )
 def test_is_the_dense_plan_on_a_complete_graph(n: int, m: int, mass: float, reg: float) -> None:
     cost = np.random.default_rng(n * m).random((n, m))
@@ -74,10 +81,9 @@ def test_forbidden_cells_are_cells_left_out() -> None:
     rng = np.random.default_rng(3)
     cost, forbidden = rng.random((9, 13)), rng.random((9, 13)) < 0.4
     captions, images = np.nonzero(~forbidden)
-    plan = sparse_transport(
-        captions, images, cost[~forbidden], weights=np.full(9, 1 / 9), capacities=np.full(13, 1 / 13), mass=0.6, reg=0.02,
-        tolerance=1e-10,
-    )  # fmt: skip
+    weights, capacities = np.full(9, 1 / 9), np.full(13, 1 / 13)
+    options = {"weights": weights, "capacities": capacities, "mass": 0.6, "reg": 0.02, "tolerance": 1e-10}
+    plan = sparse_transport(captions, images, cost[~forbidden], **options)
     dense = partial_transport(
         torch.from_numpy(cost), mass=0.6, reg=0.02, forbidden=torch.from_numpy(forbidden), tolerance=1e-10
     )
@@ -96,7 +102,9 @@ def test_agrees_with_pot_on_unequal_weights_and_capacities() -> None:
         np.append(a, b.sum() - mass), np.append(b, a.sum() - mass), extended, reg, numItermax=100_000, stopThr=1e-13
     )[:n, :m]
     captions, images = complete(n, m)
-    plan = sparse_transport(captions, images, cost.ravel(), weights=a, capacities=b, mass=mass, reg=reg, tolerance=1e-11)
+    plan = sparse_transport(
+        captions, images, cost.ravel(), weights=a, capacities=b, mass=mass, reg=reg, tolerance=1e-11
+    )
     assert np.abs(matrix(plan) - wanted).max() < 1e-7
 
 
@@ -166,7 +174,9 @@ def test_laws(seed: int, n: int, m: int, density: float, share: float, reg: floa
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 10), m=st.integers(2, 10))
 def test_order_and_shift_do_not_matter(seed: int, n: int, m: int) -> None:
     problem = graph(seed, n, m, 0.7)
-    sure = sure_mass(problem["captions"], problem["images"], weights=problem["weights"], capacities=problem["capacities"])
+    sure = sure_mass(
+        problem["captions"], problem["images"], weights=problem["weights"], capacities=problem["capacities"]
+    )
     if sure < 1e-9:
         return
     options = {"mass": 0.8 * sure, "reg": 0.05, "tolerance": 1e-11}
@@ -190,7 +200,9 @@ def test_captions_compete_for_an_image() -> None:
     cost = np.array([0.1, 0.2, 0.1, 0.9])
     one = sparse_transport(captions, images, cost, weights=np.ones(2), capacities=np.ones(2), mass=2.0, reg=0.02)
     assert one.partner.tolist() == [1, 0]
-    two = sparse_transport(captions, images, cost, weights=np.ones(2), capacities=np.array([2.0, 1.0]), mass=2.0, reg=0.02)
+    two = sparse_transport(
+        captions, images, cost, weights=np.ones(2), capacities=np.array([2.0, 1.0]), mass=2.0, reg=0.02
+    )
     assert two.partner.tolist() == [0, 0]
     half = sparse_transport(captions, images, cost, weights=np.ones(2), capacities=np.ones(2), mass=1.0, reg=0.02)
     assert half.row_mass.sum() == pytest.approx(1.0, abs=1e-5)

@@ -35,7 +35,7 @@ class Control:
         return len(self.own) >= FEWEST and self.others.shape[1] >= 2
 
     def temperature(self) -> float:
-        """The tau that makes `softmax([own, others] / tau)` likeliest to choose the own image: temperature scaling.
+        """The tau at which `softmax([own, others] / tau)` is likeliest to choose the own image: temperature scaling.
 
         Guo et al., "On calibration of modern neural networks", 2017. A model that has learned its matched pairs by heart
         makes it somewhat too small.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.scores import Scores
 from l2rm.rematching.candidates import Candidates, nearest_images
 from l2rm.rematching.dataset import SparsePlan, sparse_transport, sure_mass
+
+Level = Literal["image", "caption"]
 
 CONTROL = 4000
 """Matched pairs (or units) that serve as a control group, at most."""
@@ -152,7 +154,7 @@ def rematch_scores(
     keep_threshold: float = 0.5,
     rematch_threshold: float = 0.5,
     capacity: int | None = None,
-    together: bool = False,
+    level: Level = "caption",
     candidates: int = 64,
     share: float | None = None,
     reg: float | None = None,
@@ -176,8 +178,8 @@ def rematch_scores(
         keep_threshold: keep a pair whose match probability is at least this.
         rematch_threshold: of the others, rematch those whose confidence is at least this and drop the rest.
         capacity: captions an image has room for; None for as many as each is given now.
-        together: mismatched captions that are given one image go astray together, if they do (mismatches at image
-            level), and are rematched as one, by their mean score.
+        level: "image" where captions that are given one image went astray together, if they did: they are rematched
+            as one, by their mean score. "caption": each by itself.
         candidates: images a caption (or those that go together) may choose from.
         share: how much of the mismatched captions' weight to move, in (0, 1].
         reg: temperature of the plan, in the unit of the scores.
@@ -198,6 +200,8 @@ def rematch_scores(
     """
     thresholds = {"keep_threshold": keep_threshold, "rematch_threshold": rematch_threshold}
     _check(scores, pairs, thresholds, capacity, candidates, share, reg)
+    if level not in get_args(Level):
+        raise InputError(f"rematch: level {level!r} is none; choose image or caption")
     if match_probability is None:
         match_probability = audit_scores(scores, pairs, seed=seed, progress=progress).match_probability
     probability = _checked_probability(match_probability, len(pairs))
@@ -220,18 +224,18 @@ def rematch_scores(
     images = np.flatnonzero(room > 0)
     if not len(rows) or not len(images):
         return nothing
-    units = _units(rows, given, together)
+    units = _units(rows, given, level)
     found = _nearest(scores, units, images, given, candidates, "finding candidates" if progress else None)
     if reg is None or share is None:
         matched = np.flatnonzero(probability >= keep_threshold)
-        control = _control(scores, _units(matched, given, together), images, given, candidates, seed)
+        control = _control(scores, _units(matched, given, level), images, given, candidates, seed)
         learned = _learned(control, found) if control.is_enough else (_REG_WITHOUT_CONTROL, 0.5)
         reg, share = reg or learned[0], share or learned[1]
     return _transported(nothing, units, found, room, reg, share)
 
 
-def _units(rows: NDArray[np.int64], given: NDArray[np.int64], together: bool) -> Units:
-    return Units.by_image(rows, given) if together else Units.single(rows)
+def _units(rows: NDArray[np.int64], given: NDArray[np.int64], level: Level) -> Units:
+    return Units.by_image(rows, given) if level == "image" else Units.single(rows)
 
 
 def _nearest(

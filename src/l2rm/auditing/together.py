@@ -53,7 +53,7 @@ class Units:
 
     def sum(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """The sum over each unit of a value a row."""
-        return np.bincount(self.unit_of, values[self.rows], minlength=len(self))
+        return np.bincount(self.unit_of, values[self.rows], minlength=len(self)).astype(np.float64)
 
     def take(self, units: Integers) -> Units:
         """Some of the units, in the given order."""

@@ -6,6 +6,7 @@ from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.quickstart import Quickstart
+from l2rm.commands.rematch import Rematch
 from l2rm.commands.train import Train
 
 COMMANDS: dict[str, type[Command]] = {
@@ -14,6 +15,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
     "audit": Audit,
+    "rematch": Rematch,
     "convert": Convert,
 }
 """By name, in the order of the help. Nothing here imports torch before `run`, so that help answers at once."""

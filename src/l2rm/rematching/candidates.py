@@ -126,7 +126,9 @@ def nearest_images(
     if candidates < 1:
         raise InputError(f"candidates: {candidates} is less than 1; try 64")
     if forbidden is not None and len(forbidden) != len(asked):
-        raise InputError(f"forbidden: {len(forbidden)} images for {len(asked)} captions; give one a caption, −1 for none")
+        raise InputError(
+            f"forbidden: {len(forbidden)} images for {len(asked)} captions; give one a caption, −1 for none"
+        )
     keep = min(candidates, len(allowed))
     found = np.full((len(asked), keep), -1, dtype=np.int32)
     score = np.full((len(asked), keep), -np.inf, dtype=np.float32)
@@ -159,7 +161,9 @@ def _best(
             hit = np.flatnonzero((where < len(some)) & (some[np.minimum(where, len(some) - 1)] == forbidden))
             if len(hit):
                 block = block.contiguous()
-                block[torch.from_numpy(hit).to(block.device), torch.from_numpy(where[hit]).to(block.device)] = -torch.inf
+                block[
+                    torch.from_numpy(hit).to(block.device), torch.from_numpy(where[hit]).to(block.device)
+                ] = -torch.inf
         best, index = block.topk(min(keep, len(some)), dim=1)
         if bool(torch.isnan(best[:, 0]).any()):  # topk takes NaN for the largest of all
             row = int(torch.isnan(best[:, 0]).nonzero()[0])
@@ -173,7 +177,8 @@ def _best(
             best, order = best.topk(min(keep, best.shape[1]), dim=1)
             index = index.gather(1, order)
         top, place = best, index
-    assert top is not None and place is not None
+    assert top is not None
+    assert place is not None
     place, order = place.sort(dim=1)
     top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
     return top.cpu().numpy(), images[place.gather(1, order).cpu().numpy()].astype(np.int32)
@@ -195,7 +200,8 @@ def _unit(name: str, vectors: NDArray[np.floating] | Tensor) -> Tensor:
     wrong = (~((length > 0) & length.isfinite()))[:, 0].nonzero()
     if len(wrong):
         raise InputError(f"embeddings: that of {name} {int(wrong[0])} is zero or not finite; leave it out or mend it")
-    return tensor / length
+    unit: Tensor = tensor / length
+    return unit
 
 
 def _rows(vectors: Tensor, places: NDArray[np.int64]) -> Tensor:

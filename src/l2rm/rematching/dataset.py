@@ -71,12 +71,12 @@ class SparsePlan:
     @cached_property
     def row_mass(self) -> Floats:
         """`(n,)`; how much each caption moves, at most its weight."""
-        return np.bincount(self.captions, self.cell_mass, minlength=len(self.weights))
+        return np.bincount(self.captions, self.cell_mass, minlength=len(self.weights)).astype(np.float64)
 
     @cached_property
     def column_mass(self) -> Floats:
         """`(m,)`; how much each image takes, at most its capacity (within the marginal error)."""
-        return np.bincount(self.images, self.cell_mass, minlength=len(self.capacities))
+        return np.bincount(self.images, self.cell_mass, minlength=len(self.capacities)).astype(np.float64)
 
     @cached_property
     def partner(self) -> Integers:
@@ -231,7 +231,9 @@ def _check(
             raise InputError(f"{what}: {told}; give one number, at least 0 and finite, each")
     if cost.dtype.kind != "f" or not np.isfinite(cost).all():
         bad = 0 if cost.dtype.kind != "f" else int(np.flatnonzero(~np.isfinite(cost))[0])
-        raise InputError(f"cost: {cost.dtype} {cost[bad]} in cell {bad}; give finite floats, and leave cells out that may not be")
+        raise InputError(
+            f"cost: {cost.dtype} {cost[bad]} in cell {bad}; give finite floats, and leave cells out that may not be"
+        )
     if len(np.unique(captions.astype(np.int64) * len(b) + images)) != len(cost):
         raise InputError("cells: a caption has an image twice; give each cell once")
 
