@@ -35,10 +35,10 @@ class Control:
         return len(self.own) >= FEWEST and self.others.shape[1] >= 2
 
     def temperature(self) -> float:
-        """The tau at which `softmax([own, others] / tau)` is likeliest to choose the own image: temperature scaling.
+        """The tau at which `softmax([own, others] / tau)` is likeliest to choose the own image.
 
-        Guo et al., "On calibration of modern neural networks", 2017. A model that has learned its matched pairs by heart
-        makes it somewhat too small.
+        Temperature scaling: Guo et al., "On calibration of modern neural networks", 2017. A model that has learned its
+        matched pairs by heart makes it somewhat too small.
         """
         rows = np.concatenate([self.own[:, None], self.others], axis=1).astype(np.float64)
         wide = float((rows.max(1) - rows.min(1)).mean())
