@@ -2,8 +2,8 @@
 
 `python benchmarks/rematch_hits.py RUN --data DATA --mismatch INDEX.npy --json FILE`
 
-A row each for the best-scoring image (`nearest`: the given one left out), the best-scoring one with room (`with room`), and
-the plan at both levels; with the run's match probabilities, at several thresholds. Hits are of the truly mismatched
+A row each for the best-scoring image (`nearest`: the given one left out), the best-scoring one with room for half a
+caption or more beside its likely own (`with room`), and the plan at both levels; with the run's match probabilities, at several thresholds. Hits are of the truly mismatched
 captions that the threshold suspects, and of all truly mismatched captions. `calibration` has ten equal parts of the
 suspects by confidence, highest first: mean confidence, and how often the suggestion is right. Training pairs only.
 """
@@ -52,7 +52,7 @@ def main() -> None:
         room = np.bincount(pairs.image_of) - np.bincount(pairs.image_of, probability)
         rows, both = np.flatnonzero(suspect), suspect & wrong
         suggested: dict[str, Any] = {}
-        for name, images in (("nearest", None), ("with room", np.flatnonzero(room > 1e-6))):
+        for name, images in (("nearest", None), ("with room", np.flatnonzero(room >= 0.5))):
             found = nearest_images(
                 scores, candidates=10, captions=rows, images=images, forbidden=pairs.image_of[rows]
             ).images
