@@ -3,9 +3,10 @@
 `python benchmarks/rematch_hits.py RUN --data DATA --mismatch INDEX.npy --json FILE`
 
 A row each for the best-scoring image (`nearest`: the given one left out), the best-scoring one with room for half a
-caption or more beside its likely own (`with room`), and the plan at both levels; with the run's match probabilities, at several thresholds. Hits are of the truly mismatched
-captions that the threshold suspects, and of all truly mismatched captions. `calibration` has ten equal parts of the
-suspects by confidence, highest first: mean confidence, and how often the suggestion is right. Training pairs only.
+caption or more beside its likely own (`with room`), and the plan at both levels; with the run's match probabilities, at
+several thresholds. Hits are of the truly mismatched captions that the threshold suspects, and of all truly mismatched
+captions. `calibration` has ten equal parts of the suspects by confidence, highest first: mean confidence, and how often
+the suggestion is right. Training pairs only.
 """
 
 import argparse
