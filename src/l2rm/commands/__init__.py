@@ -5,6 +5,7 @@ from l2rm.commands.benchmark import Benchmark
 from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
+from l2rm.commands.distil import Distil
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.quickstart import Quickstart
 from l2rm.commands.train import Train
@@ -13,6 +14,7 @@ COMMANDS: dict[str, type[Command]] = {
     "quickstart": Quickstart,
     "corrupt": Corrupt,
     "train": Train,
+    "distil": Distil,
     "evaluate": Evaluate,
     "audit": Audit,
     "benchmark": Benchmark,
