@@ -55,18 +55,19 @@ def guarded(parse: Callable[[], Runnable | None], *, debug: bool) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        status, message = _verdict(error, getattr(command, "out", None))
+        status, message = _verdict(error, getattr(command, "out", None), by_resume=hasattr(command, "resume"))
         print("l2rm: " + " ".join(message.split()), file=sys.stderr)
         return status
     return 0
 
 
-def _verdict(error: BaseException, out: Path | None) -> tuple[int, str]:
-    """Exit status and message."""
+def _verdict(error: BaseException, out: Path | None, *, by_resume: bool) -> tuple[int, str]:
+    """Exit status and message; `by_resume`: the command goes on only when it is told to."""
     if isinstance(error, InputError):
         return BAD_INPUT, f"error: {error}"
     if isinstance(error, Interrupted):
-        return STOPPED + error.signal, f"{error}; the run in {out} is saved, go on with the same command and --resume"
+        again = "the same command and --resume" if by_resume else "the same command"
+        return STOPPED + error.signal, f"{error}; the run in {out} is saved, go on with {again}"
     if isinstance(error, KeyboardInterrupt):
         return STOPPED + signal.SIGINT, "stopped by SIGINT"
     path = _path(error, out)
