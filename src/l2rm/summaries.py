@@ -63,13 +63,13 @@ def audit_summary(audit: "Audit") -> str:
 
 def rematch_summary(rematched: "Rematched") -> str:
     """What becomes of the pairs, and how right it is where the truth is known."""
-    counts, plan = rematched.counts, rematched.plan
+    counts, plan = rematched.counts, rematched.partners.plan
     text = f"{len(rematched.pairs_given)} pairs: " + ", ".join(f"{name} {count}" for name, count in counts.items())
     if plan is not None:
         told = "" if plan.converged else f"; NOT converged, marginal error {plan.marginal_error:.1g}"
         text += (
             f"\nplan: {plan.mass:.0f} of {plan.weights.sum():.0f} mismatched captions moved, room for "
-            f"{plan.capacities.sum():.0f}, reg {rematched.reg:.3g}{told}"
+            f"{plan.capacities.sum():.0f}, reg {rematched.partners.reg:.3g}{told}"
         )
     pairs = rematched.pairs_given
     if hits := rematched.rematch_hits:
