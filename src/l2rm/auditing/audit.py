@@ -10,9 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from scipy.optimize import isotonic_regression
 
+from l2rm.auditing.crossfit import CrossFit
 from l2rm.auditing.evidence import gather_evidence
+from l2rm.auditing.issues import Issue, find_issues
+from l2rm.auditing.near_duplicates import NearDuplicates, find_near_duplicates
+from l2rm.auditing.ratio import MismatchRatio, mismatch_ratio
 from l2rm.data.pairs import Pairs
+from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
 from l2rm.evaluation.evaluate import Models, model_scores
@@ -20,6 +26,7 @@ from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
 from l2rm.files import written_whole
 from l2rm.rematching.division import BetaMixture
+from l2rm.rematching.ranks import RankMixture
 
 MetricsByMethod = Mapping[str, Metrics | Mapping[str, Any]]
 
@@ -38,6 +45,9 @@ class Audit:
         rematch_confidence: `(rows,)` match probability of the pair (suggested image, caption).
         keep_threshold, rematch_threshold: what decides; see `decision`.
         by_losses: whether `match_probability` is the mixture's, not one given from elsewhere.
+        p_values, rank_mixture: of a cross-fitted audit, what `match_probability` comes from; see `CrossFit`.
+        issues: what else is wrong, kind by kind: duplicated captions, near-duplicate images, captions of no information.
+        judge: what judged, in a few words for the report.
     """
 
     pairs: Pairs
@@ -50,6 +60,10 @@ class Audit:
     keep_threshold: float
     rematch_threshold: float
     by_losses: bool = True
+    p_values: np.ndarray | None = None
+    rank_mixture: RankMixture | None = None
+    issues: tuple[Issue, ...] = ()
+    judge: str = "similarities given"
 
     @property
     def is_mismatched(self) -> np.ndarray:
@@ -63,9 +77,19 @@ class Audit:
         return np.where(self.is_mismatched, otherwise, "keep")
 
     @cached_property
+    def mismatch_ratio(self) -> MismatchRatio | None:
+        """The estimated share of mismatched pairs, with an interval; None where the losses tell none."""
+        known: dict[str, Any] = {"match_probability": self.match_probability}
+        if self.p_values is not None:
+            known = {"p_values": self.p_values}
+        elif self.by_losses:
+            known = {"losses": self.losses}
+        return mismatch_ratio(self.pairs.image_of, **known)
+
+    @cached_property
     def table(self) -> pa.Table:
         """One row a pair: `pair_id, image, caption, match_probability, is_mismatched` (the verdict), `rematch_image,
-        rematch_caption, rematch_confidence, decision`."""
+        rematch_caption, rematch_confidence, decision`; then `is_<name>_issue, <name>_score` for each of `issues`."""
         images, captions = self.pairs.images, self.pairs.captions
         columns: dict[str, Any] = {
             "pair_id": pa.array(self.pairs.pair_ids, pa.string()),
@@ -78,6 +102,8 @@ class Audit:
             "rematch_confidence": pa.array(self.rematch_confidence, pa.float64()),
             "decision": pa.array(self.decision.tolist(), pa.string()),
         }
+        for issue in self.issues:
+            columns |= issue.columns()
         return pa.table(columns)
 
     @cached_property
@@ -116,6 +142,8 @@ class Audit:
     def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
         """Write `audit.parquet` and `report.html` into a folder: both, or neither. Other files there stay.
 
+        Rows that could not be used (`pairs.left_out`) are listed in `left_out.csv`, where there are any.
+
         Raises:
             InputError: the folder's name belongs to a file.
         """
@@ -127,10 +155,19 @@ class Audit:
             with written_whole(folder / "audit.parquet") as beside:
                 pq.write_table(self.table, beside)
                 self.to_html(folder / "report.html", metrics=metrics, credits=credits)
+                self._write_left_out(folder / "left_out.csv")
         finally:
             if not existed and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         return folder
+
+    def _write_left_out(self, path: Path) -> None:
+        left_out = self.pairs.left_out
+        if not left_out:
+            path.unlink(missing_ok=True)
+            return
+        columns = {name: [getattr(one, name) for one in left_out] for name in ("row", "image", "reason")}
+        write_table(path, columns)
 
 
 def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any) -> Audit:
@@ -148,7 +185,8 @@ def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any)
     Example:
         >>> audit(noisy.pairs, run.model).to_html("report.html")  # doctest: +SKIP
     """
-    return audit_scores(model_scores(model, pairs, progress=progress), pairs, progress=progress, **options)
+    scores = model_scores(model, pairs, progress=progress)
+    return audit_scores(scores, pairs, progress=progress, **{"judge": "a trained model", **options})
 
 
 def audit_scores(
@@ -162,6 +200,10 @@ def audit_scores(
     seed: int = 0,
     progress: bool = True,
     match_probability: np.ndarray | None = None,
+    ranks: CrossFit | None = None,
+    copies: NearDuplicates | None = None,
+    flags: bool = True,
+    judge: str = "similarities given",
 ) -> Audit:
     """Judge every pair by how its score compares with those of other images and captions.
 
@@ -187,6 +229,11 @@ def audit_scores(
         progress: tell on standard error how far it is.
         match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
             mixture's; confidences still come from the mixture.
+        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is the
+            mean match probability of given pairs that fit as well (isotonic regression on the loss).
+        copies: pictures that are the same, where they were looked for already.
+        flags: look for what fools similarity (`Audit.issues`).
+        judge: what judges, in a few words for the report.
 
     Raises:
         InputError: scores that do not fit the pairs, NaN scores, fewer than two images, a threshold or probability
@@ -215,9 +262,15 @@ def audit_scores(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
-    by_losses = match_probability is None
-    if match_probability is None:
+    by_losses = match_probability is None and ranks is None
+    confidence = _probability(mixture, evidence.suggestion_losses)
+    if ranks is not None:
+        match_probability = ranks.match_probability
+        confidence = _as_given_pairs(evidence.losses, match_probability, evidence.suggestion_losses)
+    elif match_probability is None:
         match_probability = _probability(mixture, evidence.losses)
+    if flags and copies is None:
+        copies = find_near_duplicates(pairs, progress=progress)
     return Audit(
         pairs=pairs,
         losses=evidence.losses,
@@ -225,11 +278,23 @@ def audit_scores(
         match_probability=match_probability,
         candidates=evidence.candidates,
         rematch_row=evidence.best_caption,
-        rematch_confidence=_probability(mixture, evidence.suggestion_losses),
+        rematch_confidence=confidence,
         keep_threshold=keep_threshold,
         rematch_threshold=rematch_threshold,
         by_losses=by_losses,
+        p_values=None if ranks is None else ranks.p_values,
+        rank_mixture=None if ranks is None else ranks.mixture,
+        issues=find_issues(pairs, scores, copies, seed=seed) if flags else (),
+        judge=judge,
     )
+
+
+def _as_given_pairs(losses: np.ndarray, match_probability: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """What match probability given pairs of such a loss have on average, never rising with the loss."""
+    order = np.argsort(losses, kind="stable")
+    falling = isotonic_regression(match_probability[order], increasing=False).x
+    found: np.ndarray = np.interp(asked, losses[order], falling)
+    return found.clip(0, 1)
 
 
 def _probability(mixture: BetaMixture, losses: np.ndarray) -> np.ndarray:

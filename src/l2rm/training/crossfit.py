@@ -58,7 +58,7 @@ def cross_fit(
                     f"the cross-fitted division takes {len(rows)} pairs of fold {fold + 1} as matched, so nothing is "
                     "left to learn from; warm up longer, or set fold_rounds to 1"
                 )
-            fresh = _warmed_up(model, batches, rows, config, seed, stop)
+            fresh = warmed_up(model, batches, rows, config, seed, stop)
             held_out = np.flatnonzero(fold_of == fold)
             p_values[held_out] = rank_p_values(
                 ModelScores(fresh, pairs.take(held_out)),
@@ -81,7 +81,7 @@ def cross_fit(
     return Division(losses=p_values.numpy(), match_probability=probability, facts=facts)
 
 
-def _warmed_up(
+def warmed_up(
     model: RetrievalModel,
     batches: Batches,
     rows: NDArray[np.int64],
