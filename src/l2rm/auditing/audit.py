@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import isotonic_regression
 
 from l2rm.auditing.crossfit import CrossFit
-from l2rm.auditing.evidence import gather_evidence
+from l2rm.auditing.evidence import Evidence, gather_evidence
 from l2rm.auditing.issues import Issue, find_issues
 from l2rm.auditing.near_duplicates import NearDuplicates, find_near_duplicates
 from l2rm.auditing.ratio import MismatchRatio, mismatch_ratio
@@ -229,8 +229,8 @@ def audit_scores(
         progress: tell on standard error how far it is.
         match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
             mixture's; confidences still come from the mixture.
-        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is the
-            mean match probability of given pairs that fit as well (isotonic regression on the loss).
+        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is how
+            often, for pairs taken as matched, an image that fits as well turns out to be the given one.
         copies: pictures that are the same, where they were looked for already.
         flags: look for what fools similarity (`Audit.issues`).
         judge: what judges, in a few words for the report.
@@ -266,7 +266,7 @@ def audit_scores(
     confidence = _probability(mixture, evidence.suggestion_losses)
     if ranks is not None:
         match_probability = ranks.match_probability
-        confidence = _as_given_pairs(evidence.losses, match_probability, evidence.suggestion_losses)
+        confidence = _calibrated(evidence, match_probability)
     elif match_probability is None:
         match_probability = _probability(mixture, evidence.losses)
     if flags and copies is None:
@@ -289,11 +289,17 @@ def audit_scores(
     )
 
 
-def _as_given_pairs(losses: np.ndarray, match_probability: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """What match probability given pairs of such a loss have on average, never rising with the loss."""
-    order = np.argsort(losses, kind="stable")
-    falling = isotonic_regression(match_probability[order], increasing=False).x
-    found: np.ndarray = np.interp(asked, losses[order], falling)
+def _calibrated(evidence: Evidence, match_probability: np.ndarray) -> np.ndarray:
+    """How often a suggestion of such a loss is right, tried on given pairs as if their image were not known.
+
+    The best of all images for a caption, the given one included, is the given one or another; that share as a function
+    that never rises with the loss of the best image (isotonic regression), each pair counted by its match probability.
+    """
+    loss = np.where(evidence.own_is_best, evidence.losses, evidence.suggestion_losses)
+    order = np.argsort(loss, kind="stable")
+    right, weight = evidence.own_is_best[order].astype(np.float64), match_probability[order] + 1e-9
+    falling = isotonic_regression(right, weights=weight, increasing=False).x
+    found: np.ndarray = np.interp(evidence.suggestion_losses, loss[order], falling)
     return found.clip(0, 1)
 
 

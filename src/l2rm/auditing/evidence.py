@@ -40,12 +40,14 @@ class Evidence:
         candidates: `(rows, k)` the best-scoring images for each caption, best first, the given image left out.
         best_caption: `(rows,)` the row whose caption scores best for the pair's image, among captions not given to that
             image; −1 where there is none.
+        own_is_best: `(rows,)` bool, whether no other image scores above the given one.
     """
 
     losses: np.ndarray
     suggestion_losses: np.ndarray
     candidates: np.ndarray
     best_caption: np.ndarray
+    own_is_best: np.ndarray
 
 
 def gather_evidence(
@@ -162,6 +164,7 @@ class _Stream:
             suggestion_losses=self.against_images[1] + suggested,
             candidates=self.candidates,
             best_caption=self.best_caption[self.image_of],
+            own_is_best=(self.own >= self.first).numpy(),
         )
 
     def _against_captions(self, score: Tensor, image: np.ndarray) -> np.ndarray:
