@@ -9,8 +9,10 @@ is finished in FOLDER is not done again, so the script itself can be stopped too
 """
 
 import argparse
+import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from provenance import provenance
 
 from l2rm.data import openmoji
 from l2rm.data.mismatch import inject_mismatches
 from l2rm.data.pairs import Pairs
+from l2rm.evaluation.detection import measure_detection
 from l2rm.progress import track
 from l2rm.training.run import write_json
 
@@ -35,7 +39,12 @@ COLOURS = {
     "white": (255, 255, 255), "red": (214, 60, 60), "green": (70, 160, 80), "blue": (70, 110, 200),
     "yellow": (240, 205, 70), "grey": (150, 150, 150), "black": (30, 30, 30), "pink": (240, 160, 190),
 }  # fmt: skip
-TEMPLATES = ("{a} and {b} on a {c} background", "{a}, {b}, {c}", "{c} picture with {a} next to {b}", "{b} beside {a}, {c}")
+TEMPLATES = (
+    "{a} and {b} on a {c} background",
+    "{a}, {b}, {c}",
+    "{c} picture with {a} next to {b}",
+    "{b} beside {a}, {c}",
+)
 EMPTY_TEXTS = ("untitled", "product photo", "IMG_{n:05d}", "item {n}")
 """Texts of no information: the same for many pictures, or telling them apart only by a number."""
 
@@ -49,8 +58,107 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.2)
     parser.add_argument("--kill-after", type=float, default=60.0, help="seconds until the first process is killed")
     options = parser.parse_args()
-    planted = draw(options.folder, options.images, options.ratio)
-    print(json.dumps({name: len(rows) for name, rows in planted.items()}))
+    folder = options.folder / str(options.images)
+    planted = draw(folder, options.images, options.ratio)
+    command = [
+        *(sys.executable, "-m", "l2rm", "audit", str(folder / "pairs.csv"), "--encoder", "efficientnet-lite0"),
+        *("--skip-bad", "--out", str(folder / "audit")),
+    ]
+    environment = os.environ | {"L2RM_CACHE": str(folder / "cache")}
+    record = folder / "processes.json"
+    processes = json.loads(record.read_text()) if record.exists() else []
+    if not processes:
+        processes.append(watched(command, environment, folder / "first.log", kill_after=options.kill_after))
+        record.write_text(json.dumps(processes))
+    if processes[-1]["status"] != 0:
+        processes.append(watched(command, environment, folder / "second.log"))
+        record.write_text(json.dumps(processes))
+    if processes[-1]["status"] != 0:
+        raise SystemExit((folder / "second.log").read_text()[-2000:])
+    found = compared(folder, planted)
+    write_json(
+        options.json,
+        {
+            "data": f"{options.images} drawn JPEGs of {SIDE} pixels, {options.ratio:.0%} mismatched at image level",
+            **provenance(),
+            "nice": os.nice(0),
+            "load_average": os.getloadavg()[1],
+            "processes": processes,
+            "seconds": sum(one["seconds"] for one in processes),
+            "cpu_seconds": sum(one["cpu_seconds"] for one in processes),
+            "peak_mib": max(one["peak_mib"] for one in processes),
+            "images_a_second_encoding": encoding_rate(processes),
+            "report_mib": (folder / "audit" / "report.html").stat().st_size / 2**20,
+            **found,
+        },
+    )
+    print(options.json.read_text())
+
+
+def watched(
+    command: list[str], environment: dict[str, str], log: Path, *, kill_after: float | None = None
+) -> dict[str, Any]:
+    """Run a process to its end, or kill it; what it took, and when each of its lines of progress came."""
+    began, peak, cpu = time.monotonic(), 0.0, 0.0
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if "VmHWM" in status:
+                peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) / 1024)
+                ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+                cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
+            if kill_after is not None and time.monotonic() - began > kill_after:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.5)
+    return {
+        "status": process.returncode,
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_mib": round(peak),
+        "images_encoded": max(map(int, re.findall(r"encoding images: (\d+)/", log.read_text())), default=0),
+        "told": log.read_text().splitlines()[-12:],
+    }
+
+
+def compared(folder: Path, planted: dict[str, list[str]]) -> dict[str, Any]:
+    """The audit against what was planted: recall and precision of every kind, and the ratio."""
+    table = pq.read_table(folder / "audit" / "audit.parquet").to_pydict()
+    pairs = Pairs.read(folder / "pairs.csv", skip_bad=True)
+    number = {name: place for place, name in enumerate(pairs.images)}
+    truth = dict(zip(pairs.pair_ids, pairs.is_mismatched, strict=True))
+    given = dict(zip(table["pair_id"], table["image"], strict=True))
+    is_mismatched = np.array([truth[name] for name in table["pair_id"]])
+    detection = measure_detection(np.array(table["match_probability"]), is_mismatched)
+    copied = {f"images/{int(name):05d}.jpg" for kind in ("copies", "near", "originals") for name in planted[kind]}
+    expected = {
+        "near_duplicate_image": {pair for pair, image in given.items() if image in copied},
+        "uninformative_caption": set(planted["silent"]) & set(given),
+    }
+    flags = {}
+    for kind, wanted in expected.items():
+        flagged = {pair for pair, flag in zip(given, table[f"is_{kind}_issue"], strict=True) if flag}
+        flags[kind] = {
+            "planted": len(wanted),
+            "flagged": len(flagged),
+            "recall": len(wanted & flagged) / len(wanted),
+            "precision": len(wanted & flagged) / max(1, len(flagged)),
+        }
+    with (folder / "audit" / "left_out.csv").open(newline="") as file:
+        left_out = len(list(csv.DictReader(file)))
+    return {
+        "images": len(number),
+        "truly_mismatched": float(is_mismatched.mean()),
+        "broken": {"planted": len(planted["broken"]), "left_out": left_out},
+        "detection": detection.to_dict(),
+        "flags": flags,
+    }
+
+
+def encoding_rate(processes: list[dict[str, Any]]) -> float:
+    """Images a second, from the process that was killed while it encoded."""
+    return processes[0]["images_encoded"] / processes[0]["seconds"]
 
 
 def draw(folder: Path, images: int, ratio: float, seed: int = 0) -> dict[str, list[str]]:

@@ -120,7 +120,9 @@ def test_long_captions_are_cut_and_bad_images_left_out(saved: Path, pairs: Pairs
     assert torch.isfinite(rest.caption_features.batch(np.arange(12))).all()
 
 
-def test_what_is_no_such_model_is_told_in_one_line(pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_such_model_is_told_in_one_line(
+    pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with caplog.at_level(logging.WARNING), pytest.raises(InputError, match="cannot be loaded") as raised:

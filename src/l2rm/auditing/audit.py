@@ -136,7 +136,8 @@ class Audit:
         from l2rm.auditing.report import render_report
 
         with written_whole(path) as beside:
-            beside.write_text(render_report(self, metrics=metrics, credits=credits), encoding="utf-8")
+            page = render_report(self, metrics=metrics, credits=credits, folder=str(Path(path).parent))
+            beside.write_text(page, encoding="utf-8")
         return Path(path)
 
     def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:

@@ -194,7 +194,21 @@ def _members(sample: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _merge_top(top: tuple[Tensor, Tensor], block: Tensor, rows: np.ndarray, keep: int) -> tuple[Tensor, Tensor]:
-    """The `keep` highest scores a column and their images; among equals the image that came first."""
+    """The `keep` highest scores a column and their images; among equals the image that came first.
+
+    Once there are enough, only columns are sorted in which the block has something better.
+    """
+    if len(top[0]) == keep:
+        better = (block.amax(0) > top[0][-1]).nonzero()[:, 0]
+        if len(better) < block.shape[1]:
+            if len(better):
+                scores, images = _merge_all((top[0][:, better], top[1][:, better]), block[:, better], rows, keep)
+                top[0][:, better], top[1][:, better] = scores, images
+            return top
+    return _merge_all(top, block, rows, keep)
+
+
+def _merge_all(top: tuple[Tensor, Tensor], block: Tensor, rows: np.ndarray, keep: int) -> tuple[Tensor, Tensor]:
     scores = torch.cat([top[0], block])
     images = torch.cat([top[1], torch.from_numpy(rows)[:, None].expand(-1, block.shape[1])])
     scores, order = scores.sort(dim=0, descending=True, stable=True)

@@ -33,7 +33,9 @@ def refuse_folder(out: Path) -> None:
         if path.name not in known and not path.name.endswith(("_ims.npy", "_caps.txt"))
     ]
     if strange:
-        raise InputError(f"{out}: holds {strange[0]}, which is no features; name a new folder, for this one is replaced")
+        raise InputError(
+            f"{out}: holds {strange[0]}, which is no features; name a new folder, for this one is replaced"
+        )
 
 
 def write_features(pairs: Pairs, out: str | Path) -> str:
