@@ -4,8 +4,8 @@
 
 Draws --images JPEGs (two OpenMoji drawings on a coloured ground, with a text that names them), gives --ratio of the
 images texts of others, plants duplicates, texts of no information and broken files, and runs `l2rm audit
---encoder efficientnet-lite0` on them in a process of its own. The process is killed once on the way and called again. What
-is finished in FOLDER is not done again, so the script itself can be stopped too.
+--encoder efficientnet-lite0` on them in a process of its own. The process is killed once on the way and called again.
+What is finished in FOLDER is not done again, so the script itself can be stopped too.
 """
 
 import argparse

@@ -46,7 +46,8 @@ class Audit:
         keep_threshold, rematch_threshold: what decides; see `decision`.
         by_losses: whether `match_probability` is the mixture's, not one given from elsewhere.
         p_values, rank_mixture: of a cross-fitted audit, what `match_probability` comes from; see `CrossFit`.
-        issues: what else is wrong, kind by kind: duplicated captions, near-duplicate images, captions of no information.
+        issues: what else is wrong, kind by kind: duplicated captions, near-duplicate images, captions of no
+            information.
         judge: what judged, in a few words for the report.
     """
 
@@ -230,8 +231,8 @@ def audit_scores(
         progress: tell on standard error how far it is.
         match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
             mixture's; confidences still come from the mixture.
-        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is how
-            often, for pairs taken as matched, an image that fits as well turns out to be the given one.
+        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is
+            how often, for pairs taken as matched, an image that fits as well turns out to be the given one.
         copies: pictures that are the same, where they were looked for already.
         flags: look for what fools similarity (`Audit.issues`).
         judge: what judges, in a few words for the report.

@@ -1,8 +1,8 @@
 """Pairs judged by models that never saw them: every fold's images and captions are new to one model, which judges them.
 
-A model that has learned from a wrong pair likes it. So images fall into folds, and for each fold a model learns from the
-pairs of the others alone. It ranks the fold's pairs (`l2rm.training.crossfit.rank_p_values`), all equally new to it, and a
-`RankMixture` over all ranks tells matched from mismatched (cross-fitting: Chernozhukov et al., 2018).
+A model that has learned from a wrong pair likes it. So images fall into folds, and for each fold a model learns from
+the pairs of the others alone. It ranks the fold's pairs (`l2rm.training.crossfit.rank_p_values`), all equally new to
+it, and a `RankMixture` over all ranks tells matched from mismatched (cross-fitting: Chernozhukov et al., 2018).
 """
 
 import logging
@@ -39,8 +39,8 @@ class CrossFit:
     """What models that never saw a pair make of it.
 
     Attributes:
-        p_values: `(rows,)` in (0, 1], of the last round: the share of images unseen by the judge that fit the caption at
-            least as well as the given one.
+        p_values: `(rows,)` in (0, 1], of the last round: the share of images unseen by the judge that fit the caption
+            at least as well as the given one.
         mixture: fitted to them; its uniform part is the mismatched pairs.
         match_probability: `(rows,)` the mean over the rounds.
         scores: of all images and captions; see `CrossFittedScores`.
@@ -95,8 +95,8 @@ class CrossFittedScores:
 def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "image"] = "pair") -> TrainConfig:
     """How the judges learn: small towers, in seconds for some thousand pairs and minutes for 50,000.
 
-    Captions as words are read as bags of words; embeddings get a linear head. Few images are divided into more folds, so
-    that each judge has more to learn from.
+    Captions as words are read as bags of words; embeddings get a linear head. Few images are divided into more folds,
+    so that each judge has more to learn from.
 
     Args:
         pairs: what is to be judged.
@@ -134,8 +134,8 @@ def cross_fit_pairs(
 ) -> CrossFit:
     """Judge every pair by models that never saw its image, nor the captions that the image is given.
 
-    For `rematching.fold_rounds` rounds, images fall anew into `rematching.folds` folds, and a fresh model is warmed up for
-    each on the pairs of the others; from the second round on, on pairs drawn by their match probability so far.
+    For `rematching.fold_rounds` rounds, images fall anew into `rematching.folds` folds, and a fresh model is warmed up
+    for each on the pairs of the others; from the second round on, on pairs drawn by their match probability so far.
 
     Args:
         pairs: with features of images; captions as words or embeddings.

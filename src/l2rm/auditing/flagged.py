@@ -18,18 +18,18 @@ LONGEST = 140
 _TOLD = {
     "duplicate_caption": (
         "One caption on different images",
-        "The same words on pictures that are not the same: a generic title, or a row that was copied down. Such a caption "
-        "cannot tell its pictures apart.",
+        "The same words on pictures that are not the same: a generic title, or a row that was copied down. Such a "
+        "caption cannot tell its pictures apart.",
     ),
     "uninformative_caption": (
         "Captions that say nothing",
-        "File names, bare numbers, and texts shared by many pictures that fit theirs no better than any other. They are "
-        "neither right nor wrong; write new ones or leave them out.",
+        "File names, bare numbers, and texts shared by many pictures that fit theirs no better than any other. They "
+        "are neither right nor wrong; write new ones or leave them out.",
     ),
     "near_duplicate_image": (
         "The same picture more than once",
-        "The same file, or nearly the same pixels. Copies with different captions contradict each other; copies on both "
-        "sides of a split flatter a test.",
+        "The same file, or nearly the same pixels. Copies with different captions contradict each other; copies on "
+        "both sides of a split flatter a test.",
     ),
 }
 

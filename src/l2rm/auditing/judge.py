@@ -33,7 +33,8 @@ def audit_without_model(
 
     Embeddings of images and captions of as many dimensions are taken to be of one space, as CLIP's are: their cosine
     judges, nothing is learned. With `head`, where dimensions differ, and where captions are words, small models are
-    cross-fitted (`cross_fit_pairs`): linear heads on the embeddings, or a tower for words beside one for image features.
+    cross-fitted (`cross_fit_pairs`): linear heads on the embeddings, or a tower for words beside one for image
+    features.
 
     Args:
         pairs: with features of images.
@@ -91,7 +92,7 @@ def _warn_if_strangers(scores: EmbeddingScores, pairs: Pairs, seed: int) -> None
     share = float(((own > other) + 0.5 * (own == other)).mean())
     if share < WEAK:
         log.warning(
-            "%s: only %.0f %% of the pairs score above a random one; if the embeddings are not of one space, learn heads on "
-            "them (--head)",
+            "%s: only %.0f %% of the pairs score above a random one; if the embeddings are not of one space, learn "
+            "heads on them (--head)",
             *(pairs.source, 100 * share),
         )

@@ -40,7 +40,8 @@ class NearDuplicates:
     Attributes:
         group: `(images,)` pictures of one number are connected by near-duplicates.
         is_issue: `(images,)` whether there is another in the group.
-        score: `(images,)` in [0, 1]: 0 for a picture that is there twice, towards 1 the further its nearest neighbour is.
+        score: `(images,)` in [0, 1]: 0 for a picture that is there twice, towards 1 the further its nearest neighbour
+            is.
     """
 
     group: NDArray[np.int64]
@@ -51,11 +52,11 @@ class NearDuplicates:
 def find_near_duplicates(pairs: Pairs, *, progress: bool = False) -> NearDuplicates | None:
     """Compare all pictures with one another, exactly, block by block.
 
-    Where there are files, pictures are the same if their files are (by a digest of the content), or if thumbnails of 16 ×
-    16 pixels differ by 0.02 at most (root of the mean square; JPEG at another quality and size differs by 0.01). With features
-    only those pairs of pictures are looked at whose features are within 0.6 of the median distance between nearest
-    neighbours. Of features alone, near-duplicates are those within 0.13 of that median: Cleanlab's rule, which needs no
-    scale, and finds pictures of one kind too where a set has many of them.
+    Where there are files, pictures are the same if their files are (by a digest of the content), or if thumbnails of
+    16 × 16 pixels differ by 0.02 at most (root of the mean square; JPEG at another quality and size differs by 0.01).
+    With features only those pairs of pictures are looked at whose features are within 0.6 of the median distance
+    between nearest neighbours. Of features alone, near-duplicates are those within 0.13 of that median: Cleanlab's
+    rule, which needs no scale, and finds pictures of one kind too where a set has many of them.
 
     Args:
         pairs: with features, or files, or both.

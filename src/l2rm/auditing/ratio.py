@@ -51,17 +51,18 @@ def mismatch_ratio(
     """The share of mismatched pairs and an interval for it, by the bootstrap over images.
 
     Images are drawn with replacement `draws` times, each with all of its pairs, since the captions of an image go wrong
-    together; the estimate is made anew from every draw, and the interval runs between its percentiles (Efron & Tibshirani,
-    1993). What is estimated, by the one argument that is given:
+    together; the estimate is made anew from every draw, and the interval runs between its percentiles (Efron &
+    Tibshirani, 1993). What is estimated, by the one argument that is given:
 
     * `p_values`: `RankMixture.mismatch_ratio`, fitted anew;
     * `losses`: the weight of the mismatched component of a `BetaMixture`, fitted anew (losses counted in 400 bins);
-    * `match_probability`: the mean of 1 − probability. Nothing is fitted, so what made the probabilities is taken as true.
+    * `match_probability`: the mean of 1 − probability. Nothing is fitted, so what made the probabilities is taken as
+      true.
 
-    The interval tells how much the estimate would vary with other pairs of the same kind. It knows nothing of a model that
-    cannot tell pairs apart, nor of a mixture whose shape is wrong: where matched and mismatched pairs overlap, the
-    estimate itself may be off by more than the interval is wide. `tests/auditing/test_ratio.py` checks its coverage where
-    the mixture is right; `benchmarks/results/audit.json` holds a case in which the truth is known.
+    The interval tells how much the estimate would vary with other pairs of the same kind. It knows nothing of a model
+    that cannot tell pairs apart, nor of a mixture whose shape is wrong: where matched and mismatched pairs overlap, the
+    estimate itself may be off by more than the interval is wide. `tests/auditing/test_ratio.py` checks its coverage
+    where the mixture is right; `benchmarks/results/audit.json` holds a case in which the truth is known.
 
     Returns:
         None where the losses do not fall into two groups, so that they tell no ratio.
@@ -119,7 +120,7 @@ def _of_mean(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float 
 
 
 def _binned(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each loss as the middle of its bin; the least and the largest stay, as they are the ends of the mixture's range."""
+    """Each loss as the middle of its bin; the least and the largest, the ends of the mixture's range, stay."""
     low, high = float(losses.min()), float(losses.max())
     if high <= low:
         return losses

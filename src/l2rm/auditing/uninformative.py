@@ -30,12 +30,13 @@ def find_uninformative_captions(pairs: Pairs, scores: Scores, *, seed: int = 0) 
     Two kinds, of no particular language:
 
     * no words at all (digits and punctuation), a file's name, or the code that a camera or a program gave: score 0;
-    * a text that at least eight pictures share, digits aside ("Product 17", "Product 18": a template), and that fits its
-      own pictures no better than others: the mean share of other pictures that score below the given one is not above
-      one half by 2.33 standard errors. "red shoes" on many pictures of red shoes is no such text, whatever its frequency.
-      The score is twice that share above one half, cut to [0, 1].
+    * a text that at least eight pictures share, digits aside ("Product 17", "Product 18": a template), and that fits
+      its own pictures no better than others: the mean share of other pictures that score below the given one is not
+      above one half by 2.33 standard errors. "red shoes" on many pictures of red shoes is no such text, whatever its
+      frequency. The score is twice that share above one half, cut to [0, 1].
 
-    The second kind is only as good as the similarity: one that reads nothing takes every frequent text for an empty one.
+    The second kind is only as good as the similarity: one that reads nothing takes every frequent text for an empty
+    one.
 
     Args:
         pairs: captions as words.
@@ -43,7 +44,8 @@ def find_uninformative_captions(pairs: Pairs, scores: Scores, *, seed: int = 0) 
         seed: draws the pictures that a text is tried on.
 
     Returns:
-        `(rows,)` whether it is so; `(rows,)` score in [0, 1]; `(rows,)` number of the text, −1 where there is no trouble.
+        `(rows,)` whether it is so; `(rows,)` score in [0, 1]; `(rows,)` number of the text, −1 where there is no
+        trouble.
     """
     score = np.ones(len(pairs))
     group = np.full(len(pairs), -1)

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 class Audit(Command):
     """Judge every pair: how likely it matches, a better partner for it, and whether to keep, rematch or drop it.
 
-    What judges, one of: a trained model (--model); similarities from elsewhere (--similarity), images × captions in DATA's
-    order; an encoder (--encoder), for image files: a CLIP or SigLIP that transformers knows, by folder or OWNER/MODEL, or
-    efficientnet-lite0, beside which a reader of words is trained, by cross-fitting: no pair is judged by a model that has
-    seen it. With none of them DATA judge themselves, where they are features: two embedding arrays by their cosine (or
-    cross-fitted heads, --head), a precomp folder by cross-fitting.
+    What judges, one of: a trained model (--model); similarities from elsewhere (--similarity), images × captions in
+    DATA's order; an encoder (--encoder), for image files: a CLIP or SigLIP that transformers knows, by folder or
+    OWNER/MODEL, or efficientnet-lite0, beside which a reader of words is trained, by cross-fitting: no pair is judged
+    by a model that has seen it. With none of them DATA judge themselves, where they are features: two embedding arrays
+    by their cosine (or cross-fitted heads, --head), a precomp folder by cross-fitting.
 
     Audits all rows of a table or of embeddings, the train split of a folder with several. DIR gets audit.parquet, a row
-    a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN was trained on, the training's own
-    match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the audit. A stopped audit
-    is called again: images are encoded once.
+    a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN was trained on, the
+    training's own match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the
+    audit. A stopped audit is called again: images are encoded once.
 
     Examples:
       l2rm audit pairs.csv --encoder efficientnet-lite0 --out audit
@@ -51,11 +51,13 @@ class Audit(Command):
     encoder: Annotated[str | None, arg(metavar="NAME")] = None
     """efficientnet-lite0, or a CLIP or SigLIP of transformers by its folder or its name on the hub."""
     head: Flag = False
-    """Judge embeddings by cross-fitted linear heads rather than by their cosine; where dimensions differ, that is done anyway."""
+    """Judge embeddings by cross-fitted linear heads rather than by their cosine; where dimensions differ, that is done
+    anyway."""
     grid: int = 1
     """With --encoder efficientnet-lite0: cells along each side of an image that it describes."""
     evidence: Literal["pair", "image"] = "pair"
-    """In cross-fitting: each caption is ranked by itself, or all captions of an image together, where they came together."""
+    """In cross-fitting: each caption is ranked by itself, or all captions of an image together, where they came
+    together."""
     split: str | None = None
     """The split to audit."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
@@ -121,7 +123,8 @@ class Audit(Command):
         pairs = open_rows(data, self.split)
         if pairs.features is not None and self.encoder is not None:
             raise InputError(
-                f"{self.data}: has features already, which --encoder {self.encoder} has no pixels to replace; leave it out"
+                f"{self.data}: has features already, which --encoder {self.encoder} has no pixels to replace; leave "
+                "it out"
             )
         if pairs.features is None and self.encoder is None:
             raise InputError(

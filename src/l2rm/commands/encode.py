@@ -14,9 +14,9 @@ from l2rm.errors import InputError
 class Encode(Command):
     """Turn image files into features, once, and write them as a folder that every command reads as DATA.
 
-    efficientnet-lite0 makes a precomp folder: SPLIT_ims.npy and SPLIT_caps.txt. A CLIP or SigLIP of transformers, by its folder or
-    its name on the hub, makes images.npy and captions.npy, of one space. pairs.csv tells which row is which. What is encoded
-    is kept in $L2RM_CACHE too, so that a command that was stopped goes on where it was.
+    efficientnet-lite0 makes a precomp folder: SPLIT_ims.npy and SPLIT_caps.txt. A CLIP or SigLIP of transformers, by
+    its folder or its name on the hub, makes images.npy and captions.npy, of one space. pairs.csv tells which row is
+    which. What is encoded is kept in $L2RM_CACHE too, so that a command that was stopped goes on where it was.
 
     Examples:
       l2rm encode pairs.csv --out features

@@ -41,10 +41,10 @@ def refuse_folder(out: Path) -> None:
 def write_features(pairs: Pairs, out: str | Path) -> str:
     """Write the features of some pairs, and of embedded captions theirs.
 
-    Captions as words: a precomp folder, `SPLIT_ims.npy` and `SPLIT_caps.txt` ("all" where there are no splits). Embedded
-    captions: `images.npy` and `captions.npy`. Both forms want those of an image together, equally many an image; where
-    images have different numbers of captions, each caption gets an entry of its image. Beside them `pairs.csv` says which
-    row is which, in the order of the captions. The folder appears whole.
+    Captions as words: a precomp folder, `SPLIT_ims.npy` and `SPLIT_caps.txt` ("all" where there are no splits).
+    Embedded captions: `images.npy` and `captions.npy`. Both forms want those of an image together, equally many an
+    image; where images have different numbers of captions, each caption gets an entry of its image. Beside them
+    `pairs.csv` says which row is which, in the order of the captions. The folder appears whole.
 
     Args:
         pairs: with features.

@@ -93,13 +93,13 @@ class TwoTowers:
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
             except (OSError, ValueError, KeyError, ImportError) as error:
                 raise InputError(
-                    f"encoder {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, with "
-                    "its tokenizer and image processor, or the name of a model on the hub that can be reached"
+                    f"encoder {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, "
+                    "with its tokenizer and image processor, or the name of a model on the hub that can be reached"
                 ) from error
         if not (hasattr(self._model, "get_image_features") and hasattr(self._model, "get_text_features")):
             raise InputError(
-                f"encoder {name}: is a {type(self._model).__name__}, without towers for images and for texts; give CLIP, "
-                "SigLIP or a model of their kind"
+                f"encoder {name}: is a {type(self._model).__name__}, without towers for images and for texts; give "
+                "CLIP, SigLIP or a model of their kind"
             )
         self._model = self._model.eval().requires_grad_(False).to(self.device)
         config = self._model.config
@@ -142,7 +142,7 @@ class TwoTowers:
 def _captions(pairs: Pairs, towers: TwoTowers, progress: bool) -> FeatureStore:
     """The store that holds all captions; each text is embedded once."""
     store = FeatureStore(_store_path("captions", towers, ""), (towers.dim,))
-    missing = {stamp: text for stamp, text in zip(_stamps(pairs.captions), pairs.captions, strict=True)}
+    missing = dict(zip(_stamps(pairs.captions), pairs.captions, strict=True))
     if all(stamp in store for stamp in missing):
         return store
     with store.writing():

@@ -89,8 +89,8 @@ class EmbeddingScores:
             raise InputError(f"{pairs.source}: no embeddings of both images and captions; give images.npy,captions.npy")
         if images.dim != captions.dim:
             raise InputError(
-                f"{pairs.source}: images have {images.dim} dimensions and captions {captions.dim}, so they are of no one "
-                "space; learn a head on them (--head)"
+                f"{pairs.source}: images have {images.dim} dimensions and captions {captions.dim}, so they are of "
+                "no one space; learn a head on them (--head)"
             )
         images.check()
         captions.check()
