@@ -82,40 +82,48 @@ def mismatch_ratio(
     else:
         raise ValueError("nothing to estimate from: give p_values, losses or match_probability")
     distinct, place = np.unique(values, return_inverse=True)
-    whole = estimate(distinct, np.bincount(place).astype(np.float64))
-    if whole is None:
+    counts: NDArray[np.float64] = np.bincount(place).astype(np.float64)
+    if losses is not None and p_values is None and _has_one_mode(distinct, counts):
         return None
+    whole = estimate(distinct, counts)
     generator = np.random.default_rng(seed)
     images = int(image_of.max()) + 1
     present = np.unique(image_of)
     found = []
     for _ in range(draws):
         times = np.bincount(generator.choice(present, len(present)), minlength=images)[image_of]
-        one = estimate(distinct, np.bincount(place, weights=times, minlength=len(distinct)))
-        found.append(0.0 if one is None else one)
+        found.append(estimate(distinct, np.bincount(place, weights=times.astype(np.float64), minlength=len(distinct))))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return MismatchRatio(
         estimate=whole, low=float(min(low, whole)), high=float(max(high, whole)), level=level, method=method
     )
 
 
-Estimate = Callable[[NDArray[np.float64], NDArray[np.float64]], float | None]
+Estimate = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 
-def _of_ranks(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float | None:
+def _of_ranks(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
     mixture = RankMixture.fit(torch.from_numpy(values), weights=torch.from_numpy(counts), tolerance=1e-6)
     return mixture.mismatch_ratio
 
 
-def _of_losses(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float | None:
+def _of_losses(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
     there = counts > 0
     mixture = BetaMixture.fit(
-        torch.from_numpy(values[there]), weights=torch.from_numpy(counts[there]), tolerance=1e-6, max_iterations=200
+        torch.from_numpy(values[there]),
+        weights=torch.from_numpy(counts[there]),
+        one_mode="mixture",  # that there are two was settled on all pairs; a draw on the edge is no reason to say 0
+        tolerance=1e-6,
+        max_iterations=200,
     )
-    return None if mixture.degenerate else mixture.mismatch_ratio
+    return mixture.mismatch_ratio
 
 
-def _of_mean(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float | None:
+def _has_one_mode(values: NDArray[np.float64], counts: NDArray[np.float64]) -> bool:
+    return BetaMixture.fit(torch.from_numpy(values), weights=torch.from_numpy(counts)).degenerate is not None
+
+
+def _of_mean(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
     return float(values @ counts / counts.sum())
 
 

@@ -61,6 +61,7 @@ def write_features(pairs: Pairs, out: str | Path) -> str:
     if pairs.features is None:
         raise InputError(f"{pairs.source}: no features to write; encode the pairs first")
     pairs = pairs.take(np.argsort(pairs.image_of, kind="stable"))
+    assert pairs.features is not None
     with folder_written_whole(out) as folder:
         if pairs.caption_features is not None:
             _write(folder / "images.npy", pairs.features, _entries(pairs))
