@@ -92,7 +92,8 @@ def mismatch_ratio(
     found = []
     for _ in range(draws):
         times = np.bincount(generator.choice(present, len(present)), minlength=images)[image_of]
-        found.append(estimate(distinct, np.bincount(place, weights=times.astype(np.float64), minlength=len(distinct))))
+        drawn = np.bincount(place, weights=times, minlength=len(distinct)).astype(np.float64)
+        found.append(estimate(distinct, drawn))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return MismatchRatio(
         estimate=whole, low=float(min(low, whole)), high=float(max(high, whole)), level=level, method=method
