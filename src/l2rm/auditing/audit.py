@@ -24,7 +24,7 @@ from l2rm.evaluation.detection import Detection, RematchHits, measure_detection,
 from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
-from l2rm.files import written_whole
+from l2rm.files import folder_written_whole, written_whole
 from l2rm.rematching.division import BetaMixture
 from l2rm.rematching.ranks import RankMixture
 
@@ -134,11 +134,7 @@ class Audit:
             metrics: retrieval metrics by method, for a table.
             credits: one line about where the data come from and under what licence.
         """
-        from l2rm.auditing.report import render_report
-
-        with written_whole(path) as beside:
-            page = render_report(self, metrics=metrics, credits=credits, folder=str(Path(path).parent))
-            beside.write_text(page, encoding="utf-8")
+        self._write_report(Path(path), Path(path).parent, metrics=metrics, credits=credits)
         return Path(path)
 
     def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
@@ -152,16 +148,26 @@ class Audit:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; name a folder for audit.parquet and report.html")
-        existed = folder.exists()
-        try:
-            with written_whole(folder / "audit.parquet") as beside:
-                pq.write_table(self.table, beside)
-                self.to_html(folder / "report.html", metrics=metrics, credits=credits)
-                self._write_left_out(folder / "left_out.csv")
-        finally:
-            if not existed and folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+        if not folder.exists():
+            with folder_written_whole(folder) as whole:
+                self._write_all(whole, folder, metrics=metrics, credits=credits)
+        else:
+            self._write_all(folder, folder, metrics=metrics, credits=credits)
         return folder
+
+    def _write_all(self, folder: Path, name: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:
+        with written_whole(folder / "audit.parquet") as beside:
+            pq.write_table(self.table, beside)
+            self._write_report(folder / "report.html", name, metrics=metrics, credits=credits)
+            self._write_left_out(folder / "left_out.csv")
+
+    def _write_report(self, path: Path, name: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:
+        """The report, which calls the folder of the audit `name`."""
+        from l2rm.auditing.report import render_report
+
+        with written_whole(path) as beside:
+            page = render_report(self, metrics=metrics, credits=credits, folder=str(name))
+            beside.write_text(page, encoding="utf-8")
 
     def _write_left_out(self, path: Path) -> None:
         left_out = self.pairs.left_out
@@ -263,6 +269,11 @@ def audit_scores(
     evidence = gather_evidence(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
+    if not (finite := np.isfinite(evidence.losses)).all():
+        row = int(np.argmin(finite))
+        raise InputError(
+            f"scores: infinite around row {row + 1} (pair {pairs.pair_ids[row]}); check the similarity matrix"
+        )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
     by_losses = match_probability is None and ranks is None
     confidence = _probability(mixture, evidence.suggestion_losses)
