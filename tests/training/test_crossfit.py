@@ -335,7 +335,7 @@ def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, 
             small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
         )
 
-    warmed_up, p_values, seen = crossfit._warmed_up, crossfit.rank_p_values, []
+    warmed_up, p_values, seen = crossfit.warmed_up, crossfit.rank_p_values, []
 
     def counted(model, batches, rows, config, seed, stop):
         seen.append(seed)
@@ -349,7 +349,7 @@ def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, 
                 raise KeyboardInterrupt
         return p_values(*arguments, **options)
 
-    monkeypatch.setattr(crossfit, "_warmed_up", counted)
+    monkeypatch.setattr(crossfit, "warmed_up", counted)
     monkeypatch.setattr(crossfit, "rank_p_values", killed)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         go()
