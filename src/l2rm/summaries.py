@@ -54,6 +54,16 @@ def audit_summary(audit: "Audit") -> str:
     rematch = int((audit.decision == "rematch").sum())
     text = f"{total} pairs, {suspected} suspected to be mismatched ({100 * suspected / total:.1f} %)"
     text += f": rematch {rematch}, drop {suspected - rematch}"
+    if ratio := audit.mismatch_ratio:
+        text += (
+            f"\nestimated share of mismatched pairs: {100 * ratio.estimate:.1f} % ({100 * ratio.level:.0f} % interval "
+            f"{100 * ratio.low:.1f} to {100 * ratio.high:.1f} %, {ratio.method}, bootstrap over images)"
+        )
+    for issue in audit.issues:
+        if count := int(issue.is_issue.sum()):
+            text += f"\n{issue.name.replace('_', ' ')}: {count} pairs"
+    if audit.pairs.left_out:
+        text += f"\nleft out as unusable: {len(audit.pairs.left_out)} rows, listed in left_out.csv"
     if found := audit.detection:
         text += f"\nagainst the truth: AUROC {found.auroc:.3f}, average precision {found.ap:.3f}, F1 {found.f1:.3f}"
     if hits := audit.rematch_hits:
