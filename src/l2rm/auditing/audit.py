@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from l2rm.auditing.evidence import gather_evidence
+from l2rm.auditing.folder import write_facts
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
@@ -114,7 +115,7 @@ class Audit:
         return Path(path)
 
     def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
-        """Write `audit.parquet` and `report.html` into a folder: both, or neither. Other files there stay.
+        """Write `audit.parquet`, `audit.json` and `report.html` into a folder: all, or none. Other files there stay.
 
         Raises:
             InputError: the folder's name belongs to a file.
@@ -127,6 +128,7 @@ class Audit:
             with written_whole(folder / "audit.parquet") as beside:
                 pq.write_table(self.table, beside)
                 self.to_html(folder / "report.html", metrics=metrics, credits=credits)
+                write_facts(self, folder / "audit.json")
         finally:
             if not existed and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
