@@ -4,6 +4,7 @@ from l2rm.commands.audit import Audit
 from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
+from l2rm.commands.decisions import Decisions
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.quickstart import Quickstart
 from l2rm.commands.train import Train
@@ -14,6 +15,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
     "audit": Audit,
+    "decisions": Decisions,
     "convert": Convert,
 }
 """By name, in the order of the help. Nothing here imports torch before `run`, so that help answers at once."""

@@ -154,7 +154,7 @@ function decide(verdict, partner = "image", image = null) {
   const seconds = (performance.now() - last) / 1000;
   if (verdict && seconds < PAUSE) paces.push(seconds);
   if (paces.length > 20) paces.shift();
-  say(`Pair ${pair.pair_id}: ${decidedWord(pair)}. U takes it back.`, verdict);
+  say(`Pair ${pair.pair_id}: ${decidedWord(pair)}.`, verdict);
   if (verdict) next();
   else render();
 }

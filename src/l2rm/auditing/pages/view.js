@@ -59,8 +59,8 @@ export function showPair(pair) {
   showImage("given", pair.given, "Given image");
   const partner = pair.new_image ?? pair.suggested;
   byId("suggested").hidden = !partner;
-  byId("suggested-role").textContent = pair.new_image && pair.new_image.image !== pair.suggested?.image ? "Chosen image" : "Suggested image";
-  if (partner) showImage("suggested", partner, byId("suggested-role").textContent);
+  byId("suggested-role").textContent = pair.new_image && pair.new_image.image !== pair.suggested?.image ? "Chosen" : "Suggested";
+  if (partner) showImage("suggested", partner, `${byId("suggested-role").textContent} image`);
   byId("confidence").textContent = partner && partner.image === pair.suggested?.image ? `${percent(pair.confidence)} sure` : "";
   byId("suggested-caption").textContent = pair.suggested_caption;
   byId("suggested-caption-label").hidden = !pair.suggested_caption;
