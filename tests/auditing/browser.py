@@ -69,7 +69,9 @@ LOW_CONTRAST = """() => {
 @contextlib.contextmanager
 def chromium() -> Iterator[object]:
     """A browser, or a test that is skipped with the reason."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[test]'")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: pip install -e '.[test]'"
+    )
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:

@@ -23,7 +23,7 @@ MOVE = Choice(verdict="rematch", new_image="b.jpg")
 
 
 def pair(number: int = 0) -> Pair:
-    return Pair(pair_id=f"pair {number}", image="a.jpg", caption="it's \"a\"; cat -- <b>")
+    return Pair(pair_id=f"pair {number}", image="a.jpg", caption='it\'s "a"; cat -- <b>')
 
 
 @pytest.fixture
@@ -117,7 +117,8 @@ store, tab, count = DecisionStore(Path(sys.argv[1])), sys.argv[2], int(sys.argv[
 print("ready", flush=True)
 for number in range(count):
     pair = Pair(pair_id=f"{tab if len(sys.argv) > 4 else 'shared'} {number}", image="a", caption="c")
-    answer = store.decide(pair, Choice(verdict="keep" if tab == "one" else "drop"), seen=0, tab=tab, request=f"{tab}-{number}")
+    choice = Choice(verdict="keep" if tab == "one" else "drop")
+    answer = store.decide(pair, choice, seen=0, tab=tab, request=f"{tab}-{number}")
     print(number, int(answer.conflict), answer.standing.choice.verdict, flush=True)
 """
 
