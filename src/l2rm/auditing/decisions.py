@@ -120,6 +120,8 @@ class DecisionStore:
             raise InputError(f"{self.path}: format {form}, this version writes {FORMAT}; move it out of the way")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
+        if form == FORMAT:
+            return
         with self._writing() as connection:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)

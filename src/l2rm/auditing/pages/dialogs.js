@@ -97,6 +97,11 @@ function makePicker(choose) {
   }
 
   let timer;
+  byId("picker-words").addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return; // which only empties a search field
+    event.preventDefault();
+    byId("picker").close();
+  });
   byId("picker-words").addEventListener("input", () => {
     clearTimeout(timer);
     timer = setTimeout(search, 200);
