@@ -42,9 +42,14 @@ class Visit:
         self.complaints: list[str] = []
         self.asked: list[str] = []
 
+    def _heard(self, message: Any) -> None:
+        refused = "ERR_CONNECTION_REFUSED" in message.text  # what the browser says where a server is gone
+        if message.type == "error" and not refused:
+            self.complaints.append(message.text)
+
     def open(self, base: str, ready: str = READY) -> Any:
         page = self.context.new_page()
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(f"{base}/review")
@@ -102,7 +107,7 @@ def test_a_review_by_keys(visit: Visit, base: str, folder: Path) -> None:
             del expected[f"pair/{number}"]
         wait_saved(page, folder, expected)
         wait_shown(page, f"pair/{number}")
-    page.wait_for_function("document.getElementById('undo').disabled")
+    page.wait_for_function("() => document.getElementById('undo').disabled")
 
 
 def test_a_review_by_clicks(visit: Visit, base: str, folder: Path) -> None:
@@ -158,9 +163,9 @@ def test_to_the_last_pair(visit: Visit, reviewed: ModuleType, tmp_path: Path) ->
         page = visit.open(base)
         for _ in range(44):  # more than a page of them, as fast as keys can be pressed
             page.keyboard.press("k")
-            page.wait_for_function("!document.getElementById('loading').checkVisibility()")
+            page.wait_for_function("() => !document.getElementById('loading').checkVisibility()")
         page.wait_for_selector("#empty:not([hidden])")
-        page.wait_for_function("document.getElementById('progress-text').textContent.startsWith('22 of 22')")
+        page.wait_for_function("() => document.getElementById('progress-text').textContent.startsWith('22 of 22')")
         wait_saved(page, folder, {f"pair/{n}": "keep" for n in range(44)})
         page.keyboard.press("u")
         wait_shown(page, "pair/43")
@@ -169,7 +174,7 @@ def test_to_the_last_pair(visit: Visit, reviewed: ModuleType, tmp_path: Path) ->
 def test_exports_are_downloaded(visit: Visit, base: str, tmp_path: Path) -> None:
     page = visit.open(base)
     page.keyboard.press("d")
-    page.wait_for_function("document.getElementById('progress-text').textContent.startsWith('1 of')")
+    page.wait_for_function("() => document.getElementById('progress-text').textContent.startsWith('1 of')")
     page.get_by_role("button", name="Export").first.click()
     page.select_option("#form", "jsonl")
     with page.expect_download() as download:
@@ -177,7 +182,7 @@ def test_exports_are_downloaded(visit: Visit, base: str, tmp_path: Path) -> None
     assert download.value.suggested_filename == "decisions.jsonl"
     download.value.save_as(tmp_path / "decisions.jsonl")
     assert json.loads((tmp_path / "decisions.jsonl").read_text())["pair_id"] == "pair/0"
-    page.wait_for_function("document.getElementById('export-status').textContent === 'decisions.jsonl: 1 rows'")
+    page.wait_for_function("() => document.getElementById('export-status').textContent === 'decisions.jsonl: 1 rows'")
     page.get_by_label(re.compile("Index file")).check()
     assert page.locator("#form").is_disabled()
     with page.expect_download() as download:
@@ -196,7 +201,7 @@ def test_two_tabs_do_not_overwrite_each_other(visit: Visit, base: str, folder: P
     other.bring_to_front()
     other.keyboard.press("d")  # has not seen it yet, or just now
     other.wait_for_function(
-        "document.getElementById('trouble-text').textContent.includes('another tab')"
+        "() => document.getElementById('trouble-text').textContent.includes('another tab')"
         " || document.getElementById('status').textContent.includes('another tab')"
         " || document.getElementById('pair-id').textContent === 'pair/1'"
     )
@@ -206,7 +211,7 @@ def test_two_tabs_do_not_overwrite_each_other(visit: Visit, base: str, folder: P
     wait_saved(other, folder, {"pair/0": "drop"})
     one.bring_to_front()
     one.keyboard.press("ArrowLeft")
-    one.wait_for_function("document.getElementById('verdict').textContent === 'dropped'")  # it shows up by itself
+    one.wait_for_function("() => document.getElementById('verdict').textContent === 'dropped'")  # it shows up by itself
 
 
 def test_decisions_wait_for_a_server_that_is_gone(visit: Visit, reviewed: ModuleType, folder: Path) -> None:
@@ -219,14 +224,15 @@ def test_decisions_wait_for_a_server_that_is_gone(visit: Visit, reviewed: Module
         wait_saved(page, folder, {"pair/0": "keep"})
     page.keyboard.press("d")
     page.keyboard.press("r")
-    page.wait_for_function("document.getElementById('trouble-text').textContent.includes('2 decisions not saved yet')")
+    page.wait_for_function(
+        "() => document.getElementById('trouble-text').textContent.includes('2 decisions not saved yet')"
+    )
     assert saved(folder) == {"pair/0": "keep"}
     with reviewed.served(folder, port):
         wait_saved(page, folder, {"pair/0": "keep", "pair/1": "drop", "pair/2": "picture 2.png"})
         page.wait_for_selector("#trouble", state="hidden")
         page.keyboard.press("u")
         wait_shown(page, "pair/2")
-    visit.complaints = [one for one in visit.complaints if "ERR_CONNECTION_REFUSED" not in one]  # the browser's own
 
 
 def test_captions_are_text_and_nothing_comes_from_elsewhere(visit: Visit, base: str, reviewed: ModuleType) -> None:
@@ -260,7 +266,7 @@ def test_nothing_jumps_and_the_next_picture_is_there(visit: Visit, base: str) ->
         page.keyboard.press(key)
         assert page.evaluate(boxes) == before
     wait_shown(page, "pair/4")
-    page.wait_for_function("document.getElementById('given-image').naturalWidth > 0")
+    page.wait_for_function("() => document.getElementById('given-image').naturalWidth > 0")
     assert page.locator("#given-image").is_visible()
     loaded = [url for url in visit.asked if "size=large" in url]
     assert any(f"/images/{(4 + 3) // 2}?" in url for url in loaded)  # two pairs ahead
