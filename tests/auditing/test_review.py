@@ -260,6 +260,26 @@ def test_wrong_decisions_are_refused(client: Client) -> None:
     assert client.get("summary")["progress"]["decided"] == 0
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"row": NaN, "verdict": "keep", "seen": 0, "tab": "t", "request": "r"}',
+        b'{"row": 1, "verdict": "keep", "seen": 1e400, "tab": "t", "request": "r"}',
+        rb'{"row": 1, "verdict": "keep", "seen": 0, "tab": "\ud800", "request": "r"}',
+        rb'"\udc00"',
+        b"NaN",
+        b"[",
+        b"\xff\xfe{",
+        b"[" * 16_000,
+    ],
+)
+def test_values_that_json_cannot_carry_back(base: str, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{base}/review/api/decisions", content=body, headers=headers)
+    assert response.status_code in (400, 422)
+    assert isinstance(response.json()["detail"], str)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, StrictUndefined
@@ -142,7 +143,7 @@ class Changes(BaseModel):
 
 
 class GuardedRoute(APIRoute):
-    """Refuses what no page of ours sends, and turns a store that cannot be written into an answer."""
+    """Refuses what no page of ours sends, and turns bad values and a store that cannot be written into answers."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -152,6 +153,8 @@ class GuardedRoute(APIRoute):
                 return refusal
             try:
                 response = await handle(request)
+            except RequestValidationError as error:
+                response = JSONResponse({"detail": _invalid(error)}, 422)
             except sqlite3.Error as error:
                 response = JSONResponse({"detail": f"decisions cannot be stored: {error}"}, 503)
             response.headers["X-Content-Type-Options"] = "nosniff"
@@ -175,6 +178,12 @@ def _refusal(request: Request) -> Response | None:
     if int(length) > LARGEST_BODY:
         return JSONResponse({"detail": f"at most {LARGEST_BODY} bytes"}, 413)
     return None
+
+
+def _invalid(error: RequestValidationError) -> str:
+    """What is wrong, without the value itself: it may be NaN or half a character, which JSON cannot carry back."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])) + f": {first['msg']}"
 
 
 def review_router(folder: Path) -> APIRouter:
