@@ -401,3 +401,14 @@ def test_a_large_audit_answers_by_the_page(reviewed: ModuleType, tmp_path: Path)
         assert response.json()["total"] == 2 * (50_000 // 6)
         assert len(response.content) < 60_000
         assert len(client.http.get("/review").content) < 20_000
+
+
+def test_images_are_found_by_their_own_words(client: Client) -> None:
+    found = client.get("images", words="purple 100")
+    assert [(image["name"], len(image["captions"])) for image in found] == [("picture 50.png", 2)]
+    for words in ("teal 11", "picture 7.png"):
+        found = client.get("images", words=words)
+        assert found
+        for image in found:
+            texts = [f"{image['name']} {caption}" for caption in image["captions"]]
+            assert any(all(word in text for word in words.split()) for text in texts)

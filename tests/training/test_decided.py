@@ -49,6 +49,18 @@ def test_the_division_trusts_decided_rows(small, tmp_path: Path, rematching: dic
     assert alone.match_probability[wrong].mean() < 1
 
 
+@pytest.mark.parametrize("method", ["ncr", "crcl"])
+def test_other_methods_trust_them_too(small, tmp_path: Path, method: str) -> None:  # type: ignore[no-untyped-def]
+    torch.set_num_threads(1)
+    pairs = small.small_train(images=60)
+    trusted = np.arange(len(pairs)) % 3 == 0
+    config = small.small_config(method=method, rematching_epochs=5)
+    small.train(replace(pairs, trusted=trusted), small.small_dev(), config, tmp_path / "run", progress=False)
+    probability = pq.read_table(tmp_path / "run" / "pairs.parquet")["match_probability"].to_numpy()
+    assert (probability[trusted] == 1).all()
+    assert (probability[~trusted] < 1).any()
+
+
 @pytest.fixture
 def decisions(precomp: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes decisions about the train split of `precomp`: (row, decision, new image) each."""

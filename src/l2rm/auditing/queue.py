@@ -129,7 +129,7 @@ class ReviewQueue:
 
     def images(self, words: str, limit: int = 24) -> list[int]:
         """Images whose name, or one of whose captions, holds the words; those of the likeliest pairs first."""
-        hits = self.folder.order[np.flatnonzero(self._mask(Filter(show="all", words=words)))][::-1]
+        hits = self.folder.order[np.flatnonzero(self._with_words(tuple(words.casefold().split()), False))][::-1]
         return list(dict.fromkeys(self.folder.image_of[hits].tolist()))[:limit]
 
     def decisions(self) -> dict[int, Choice]:
@@ -160,24 +160,25 @@ class ReviewQueue:
         elif wanted.said != "anything":
             mask &= self._said == _CODE[wanted.said]
         words = tuple(wanted.words.casefold().split())
-        return mask & self._with_words(words) if words else mask
+        return mask & self._with_words(words, True) if words else mask
 
-    def _search(self, words: Sequence[str]) -> NDArray[np.bool_]:
-        texts = self._search_texts()
-        return np.array([all(word in text for word in words) for text in texts], dtype=bool)
+    def _search(self, words: Sequence[str], suggestions: bool) -> NDArray[np.bool_]:
+        """Which pairs, in order of suspicion, hold all the words, in what is suggested too or in their own texts."""
+        found = np.array([all(word in text for word in words) for text in self._search_texts()], dtype=bool)
+        if not suggestions:
+            for rank in np.flatnonzero(found):
+                own = self._search_texts()[rank].rsplit("\n\n", 1)[0]
+                found[rank] = all(word in own for word in words)
+        return found
 
     def _search_texts(self) -> list[str]:
         """What is searched of each pair, in order of suspicion."""
         if self._texts is None:
             folder = self.folder
             self._texts = [
-                "\n".join(
-                    (
-                        folder.captions[row],
-                        folder.images[folder.image_of[row]],
-                        folder.pair_ids[row],
-                        folder.rematch_captions[row],
-                    )
+                (
+                    f"{folder.captions[row]}\n{folder.images[folder.image_of[row]]}\n{folder.pair_ids[row]}"
+                    f"\n\n{' '.join(folder.rematch_captions[row].split())}"
                 ).casefold()
                 for row in folder.order
             ]
