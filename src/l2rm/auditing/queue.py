@@ -64,6 +64,11 @@ class ReviewQueue:
         self._texts: list[str] | None = None
         self._with_words = lru_cache(maxsize=32)(self._search)
 
+    def warm_up(self) -> None:
+        """Prepare what the first page and the first search would otherwise wait for."""
+        self._search_texts()
+        _ = self.folder.rows_of_image
+
     def refresh(self) -> int:
         """Take in what was decided since the last time, here or elsewhere; the newest version."""
         with self._lock:
