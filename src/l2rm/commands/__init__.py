@@ -9,6 +9,7 @@ from l2rm.commands.decisions import Decisions
 from l2rm.commands.distil import Distil
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.quickstart import Quickstart
+from l2rm.commands.rematch import Rematch
 from l2rm.commands.train import Train
 
 COMMANDS: dict[str, type[Command]] = {
@@ -19,6 +20,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "audit": Audit,
     "decisions": Decisions,
+    "rematch": Rematch,
     "benchmark": Benchmark,
     "convert": Convert,
 }
