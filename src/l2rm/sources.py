@@ -1,5 +1,6 @@
 """From DATA, as a command names it, to pairs with features. Imports no torch before features are to be made."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from l2rm.data.decided import VERDICTS, Decision, apply_decisions, read_decisions
 from l2rm.data.formats import BUILT_IN, DEV_SHARE, SPLIT_NAMES, TEST_SHARE, read_pairs, read_splits
 from l2rm.data.mismatch import Mismatched, inject_mismatches, read_index, recognise_level, write_index
 from l2rm.data.pairs import Pairs
@@ -51,6 +53,7 @@ class DataConfig:
         mismatch: an index file that says which image each caption is given. It counts the captions of the split that
             it mismatches; where the source has no splits of its own, all captions, whichever seed splits them.
         injection: mismatches for training, drawn instead of read from an index file.
+        decisions: what people decided about pairs, as `read_decisions` takes it; truth for training.
         encoder: makes the features of images.
     """
 
@@ -60,6 +63,7 @@ class DataConfig:
     skip_bad: bool = False
     mismatch: Path | None = None
     injection: Injection | None = None
+    decisions: Path | None = None
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     @property
@@ -127,6 +131,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
             raise InputError(f"{data.source}: no split {name!r} among {', '.join(splits)}; {remedy}: {purpose}")
     if data.injection is not None:
         splits[TRAIN] = inject_mismatches(splits[TRAIN], **asdict(data.injection)).pairs
+    decided = None if data.decisions is None else _decide(data, splits)
     train, dev = (
         with_features(splits[name], data.encoder, skip_bad=data.skip_bad, progress=progress, device=device)
         for name in (TRAIN, DEV)
@@ -146,6 +151,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
             "ratio": ratio,
         },
         "injection": None if data.injection is None else asdict(data.injection),
+        "decisions": decided,
         "encoder": asdict(data.encoder) if encoded else None,
     }
     sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
@@ -253,6 +259,7 @@ def saved_data(folder: Path) -> DataConfig | None:
 
 def _data_config(facts: dict[str, Any]) -> DataConfig:
     mismatch, injection = (facts["mismatch"] or {}).get("index"), facts.get("injection")
+    decisions = facts.get("decisions")
     return DataConfig(
         source=facts["source"],
         image_root=None if facts["image_root"] is None else Path(facts["image_root"]),
@@ -260,6 +267,7 @@ def _data_config(facts: dict[str, Any]) -> DataConfig:
         skip_bad=facts["skip_bad"],
         mismatch=None if mismatch is None else Path(mismatch),
         injection=None if injection is None else Injection(**injection),
+        decisions=None if decisions is None else Path(decisions["file"]),
         encoder=EncoderConfig(**(facts["encoder"] or {})),
     )
 
@@ -375,6 +383,28 @@ def _refuse_strays(path: Path, whole: Pairs, noisy: Pairs, split: str) -> None:
             f"{path}: mismatches pairs outside the {split} split, which a seed draws from {whole.source}; "
             "use the --seed that the index file was made with, or add a column split"
         )
+
+
+def _decide(data: DataConfig, splits: dict[str, Pairs]) -> dict[str, Any]:
+    """Apply the decisions to the splits in place; how many there were, for `config.json`.
+
+    Rows of a folder are named apart within a split only, so there decisions are about the train split.
+    """
+    assert data.decisions is not None
+    path = data.decisions
+    decisions = read_decisions(path)
+    split_of = {} if data.is_folder else {one: name for name, part in splits.items() for one in part.pair_ids}
+    by_split: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        by_split.setdefault(split_of.get(decision.pair_id, TRAIN), []).append(decision)
+    asked = dict(splits)
+    counts: Counter[str] = Counter()
+    for name, about in by_split.items():
+        others = () if data.is_folder else [part for other, part in asked.items() if other != name]
+        decided = apply_decisions(asked[name], about, others=others, source=str(path))
+        splits[name] = decided.pairs
+        counts.update({one: getattr(decided, one) for one in (*VERDICTS, "elsewhere")})
+    return {"file": str(path.absolute()), **{one: counts[one] for one in (*VERDICTS, "elsewhere")}}
 
 
 def _put_back(whole: Pairs, rows: NDArray[np.int64], noisy: Mismatched) -> Pairs:

@@ -18,6 +18,11 @@ def training_summary(data: "TrainingData") -> str:
         lines.append("train is known to be matched")
     elif data.level is not None:
         lines.append(f"train is known to be mismatched at level {data.level}, ratio {data.ratio:.3g}")
+    if decided := data.facts.get("decisions"):
+        line = f"decided: keep {decided['keep']}, rematch {decided['rematch']}, drop {decided['drop']}"
+        if moved := decided["elsewhere"]:
+            line += f" (of those, {moved} moved to another split and left out)"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -121,7 +121,12 @@ def test_both_files_are_written_and_others_stay(case, tmp_path: Path) -> None:  
     (tmp_path / "notes.txt").write_text("mine")
     case.audit.write(tmp_path)
     case.audit.write(tmp_path)  # over the old ones
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.parquet", "notes.txt", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "audit.json",
+        "audit.parquet",
+        "notes.txt",
+        "report.html",
+    ]
     assert pq.read_table(tmp_path / "audit.parquet").equals(case.audit.table)
 
 

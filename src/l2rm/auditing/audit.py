@@ -14,6 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from l2rm.auditing.crossfit import CrossFit
 from l2rm.auditing.evidence import Evidence, gather_evidence
+from l2rm.auditing.folder import write_facts
 from l2rm.auditing.issues import Issue, find_issues
 from l2rm.auditing.near_duplicates import NearDuplicates, find_near_duplicates
 from l2rm.auditing.ratio import MismatchRatio, mismatch_ratio
@@ -138,7 +139,7 @@ class Audit:
         return Path(path)
 
     def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
-        """Write `audit.parquet` and `report.html` into a folder: both, or neither. Other files there stay.
+        """Write `audit.parquet`, `audit.json` and `report.html` into a folder: all, or none. Other files there stay.
 
         Rows that could not be used (`pairs.left_out`) are listed in `left_out.csv`, where there are any.
 
@@ -159,6 +160,7 @@ class Audit:
         with written_whole(folder / "audit.parquet") as beside:
             pq.write_table(self.table, beside)
             self._write_report(folder / "report.html", name, metrics=metrics, credits=credits)
+            write_facts(self, folder / "audit.json")
             self._write_left_out(folder / "left_out.csv")
 
     def _write_report(self, path: Path, name: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:

@@ -5,6 +5,7 @@ from l2rm.commands.benchmark import Benchmark
 from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
+from l2rm.commands.decisions import Decisions
 from l2rm.commands.distil import Distil
 from l2rm.commands.encode import Encode
 from l2rm.commands.evaluate import Evaluate
@@ -20,6 +21,7 @@ COMMANDS: dict[str, type[Command]] = {
     "distil": Distil,
     "evaluate": Evaluate,
     "audit": Audit,
+    "decisions": Decisions,
     "rematch": Rematch,
     "benchmark": Benchmark,
     "convert": Convert,

@@ -31,6 +31,7 @@ class Train(Command):
       l2rm train pairs.csv --image-root images --out runs/mine --recipe quickstart
       l2rm train f30k_precomp --mismatch image_40.npy --recipe f30k --paper --out runs/f30k-40
       l2rm train f30k_precomp --ratio 0.4 --level image --recipe f30k --out runs/f30k-40
+      l2rm train pairs.csv --decisions audit/decisions.sqlite --recipe quickstart --out runs/reviewed
       l2rm train f30k_precomp --out runs/f30k-40 --resume
     """
 
@@ -50,6 +51,9 @@ class Train(Command):
     """Mismatch this share of the train split, drawn by --seed as l2rm corrupt does; the index goes to RUN."""
     level: Literal["image", "caption"] | None = None
     """With --ratio: mismatch whole images or single captions."""
+    decisions: Annotated[Path | None, arg(metavar="FILE")] = None
+    """What people decided about pairs: an audit folder's decisions.sqlite, or a table exported from it. Pairs kept or
+    rematched are taken as matched for certain, dropped ones are left out."""
     image_root: ImageRoot = None
     skip_bad: SkipBad = False
     encoder: Annotated[str, arg(metavar="NAME")] = "efficientnet-lite0"
@@ -79,6 +83,7 @@ class Train(Command):
             skip_bad=self.skip_bad,
             mismatch=self.mismatch,
             injection=injection,
+            decisions=self.decisions,
             encoder=EncoderConfig(name=self.encoder, grid=self.grid),
         )
         found = open_training(data, progress=not self.quiet, device=pick_device(self.config.device))
@@ -142,6 +147,7 @@ def _resumed(start: Train, folder: Path) -> Train:
         mismatch=data.mismatch,
         ratio=None if data.injection is None else data.injection.ratio,
         level=None if data.injection is None else data.injection.level,
+        decisions=data.decisions,
         image_root=data.image_root,
         skip_bad=data.skip_bad,
         encoder=data.encoder.name,

@@ -40,6 +40,7 @@ class Pairs:
         image_root: Folder that the image names start from.
         features: One entry an image, in the order of `images`.
         caption_features: One embedding a row.
+        trusted: (rows,) which rows a person decided to be matched (`l2rm.data.decided`); None where nobody did.
         source: What messages call this table.
         left_out: Rows that it does not hold, as they could not be used (`skip_bad`).
 
@@ -63,6 +64,7 @@ class Pairs:
     image_root: Path | None = None
     features: Features | None = None
     caption_features: Features | None = None
+    trusted: NDArray[np.bool_] | None = None
     source: str = "pairs"
     left_out: tuple[LeftOut, ...] = ()
 
@@ -75,6 +77,7 @@ class Pairs:
             "splits": self.splits,
             "true_image_of": self.true_image_of,
             "caption_features": self.caption_features,
+            "trusted": self.trusted,
         }
         for name, column in columns.items():
             if column is not None and len(column) != len(self):
@@ -154,6 +157,7 @@ class Pairs:
             true_image_of=None if self.true_image_of is None else position[self.true_image_of[rows]],
             features=None if self.features is None else self.features.take(used),
             caption_features=None if self.caption_features is None else self.caption_features.take(rows),
+            trusted=None if self.trusted is None else self.trusted[rows],
         )
 
     def split(self, *, dev: int | float, test: int | float, seed: int) -> tuple[Pairs, Pairs, Pairs]:

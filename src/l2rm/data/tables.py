@@ -67,17 +67,20 @@ class BadRows:
         return good
 
 
-def read_table(path: Path, bad: BadRows) -> dict[str, list[str]]:
+def read_table(
+    path: Path, bad: BadRows, *, names: Sequence[str] = (*REQUIRED, *OPTIONAL), least: int = 2
+) -> dict[str, list[str]]:
     """Read the columns that we know of a table, each a list of texts, "" where a cell is empty.
 
     A row that cannot be read (too few fields, no JSON object) goes to `bad` and stays as empty cells, so that the place
-    in a column is the row's number.
+    in a column is the row's number. `names` are the columns to look for, `least` the number of rows that there must be.
 
     Raises:
-        InputError: Not a table, no `image` or `caption` column, fewer than two rows.
+        InputError: Not a table, no `image` or `caption` column, too few rows.
     """
-    readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    raw = readers[table_suffix(path)](path, bad)
+    readers = {".csv": _read_delimited, ".tsv": _read_delimited, ".jsonl": _read_jsonl}
+    suffix = table_suffix(path)
+    raw = _read_parquet(path, names) if suffix == ".parquet" else readers[suffix](path, bad)
     for name in REQUIRED:
         if name not in raw:
             present = ", ".join(raw) or "none"
@@ -85,9 +88,9 @@ def read_table(path: Path, bad: BadRows) -> dict[str, list[str]]:
                 f"{path}: no column {name!r} among its columns ({present}); add it, or rename the one meant"
             )
     rows = len(raw["image"])
-    if rows < 2:
+    if rows < least:
         raise InputError(f"{path}: {rows} row{'s' * (rows != 1)}; a table needs at least two, to tell pairs apart")
-    return {name: list(_texts(name, raw[name], bad)) for name in (*REQUIRED, *OPTIONAL) if name in raw}
+    return {name: list(_texts(name, raw[name], bad)) for name in names if name in raw}
 
 
 def write_table(path: str | Path, columns: Mapping[str, Sequence[str] | Sequence[bool] | Sequence[float]]) -> None:
@@ -174,12 +177,12 @@ def _read_jsonl(path: Path, bad: BadRows) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _read_parquet(path: Path, bad: BadRows) -> dict[str, list[Any]]:
+def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             _refuse_twins(path, names)
-            known = file.read(columns=[name for name in names if name in (*REQUIRED, *OPTIONAL)])
+            known = file.read(columns=[name for name in names if name in wanted])
         return {name: known.column(name).to_pylist() if name in known.column_names else [] for name in names}
     except InputError:
         raise

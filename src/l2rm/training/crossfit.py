@@ -14,7 +14,7 @@ from l2rm.rematching.objectives import symmetric_cross_entropy
 from l2rm.rematching.ranks import RankMixture
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.scoring import ModelScores
-from l2rm.training.divide import Division
+from l2rm.training.divide import Division, trusting
 from l2rm.training.settings import TrainConfig
 
 log = logging.getLogger("l2rm")
@@ -82,7 +82,7 @@ def cross_fit(
             )
             finished(p_values[held_out])
         mixture = RankMixture.fit(p_values)
-        rounds.append(mixture.match_probability(p_values).numpy())
+        rounds.append(trusting(pairs, mixture.match_probability(p_values).numpy()))
         probability = np.stack(rounds).mean(0)
         taken = generator.random(len(pairs)) < probability
         log.info(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.data.batches import Batches, ahead, shuffled
+from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.rematching.division import BetaMixture
 from l2rm.rematching.objectives import pair_loss
@@ -69,6 +70,7 @@ def divide(
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:
         probability = config.smoothing * previous + (1 - config.smoothing) * probability
+    probability = trusting(batches.pairs, probability)
     facts = {
         "alpha": mixture.alpha.tolist(),
         "beta": mixture.beta.tolist(),
@@ -77,6 +79,11 @@ def divide(
         "degenerate": mixture.degenerate,
     }
     return Division(losses=losses.numpy(), match_probability=probability, facts=facts)
+
+
+def trusting(pairs: Pairs, match_probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The match probabilities, 1 where a person decided that the pair is matched."""
+    return match_probability if pairs.trusted is None else np.where(pairs.trusted, np.float32(1), match_probability)
 
 
 def pair_losses(

@@ -155,8 +155,10 @@ def data_shape(pairs: Pairs, vocabulary: Vocabulary | None) -> DataShape:
 
 
 def fingerprint(pairs: Pairs) -> str:
-    """Tells these pairs from others: captions, images, and which caption is given which image."""
+    """Tells these pairs from others: captions, images, which caption is given which image, and which are trusted."""
     digest = hashlib.sha256(np.ascontiguousarray(pairs.image_of, dtype=np.int64).tobytes())
+    if pairs.trusted is not None:
+        digest.update(pairs.trusted.tobytes())
     for text in (*pairs.images, *pairs.captions):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]

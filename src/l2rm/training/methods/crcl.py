@@ -71,6 +71,9 @@ class Crcl(Method):
         if since >= settings.frozen_epochs:
             labels = settings.momentum * labels + (1 - settings.momentum) * seen
         labels = torch.where(labels < settings.least, 0.0, labels)
+        if self.batches.pairs.trusted is not None:
+            sure = torch.from_numpy(self.batches.pairs.trusted[batch.rows]).to(labels.device)
+            labels, seen = (torch.where(sure, 1.0, part) for part in (labels, seen))
         first_look = epoch == since == settings.frozen_epochs - 1
         self.state["labels"][index] = seen if first_look else labels
         active, complementary = active_complementary(S, labels, tau)

@@ -13,7 +13,7 @@ from l2rm.data.batches import Batch, Batches
 from l2rm.rematching.gaussian import GaussianMixture
 from l2rm.rematching.objectives import hinges, mean_violation, pair_loss
 from l2rm.similarity.model import RetrievalModel
-from l2rm.training.divide import Division, pair_losses
+from l2rm.training.divide import Division, pair_losses, trusting
 from l2rm.training.lesson import Lesson
 from l2rm.training.methods.method import DIVISION, FINAL_DIVISION, MISMATCHED, ORDER, Method, Step, Taught
 from l2rm.training.settings import TrainConfig
@@ -116,7 +116,8 @@ class Ncr(Method):
                 for one in model.members
             ]
         )
-        return torch.stack([GaussianMixture.fit(row).match_probability(row).float() for row in losses]), losses
+        told = [GaussianMixture.fit(row).match_probability(row).float().numpy() for row in losses]
+        return torch.stack([torch.from_numpy(trusting(self.batches.pairs, one)) for one in told]), losses
 
     def _learns_from_suspects(self, epoch: int) -> bool:
         done = epoch - self.config.warmup_epochs

@@ -1,0 +1,30 @@
+"""Images for the review page: decoded within limits, made small, encoded anew."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from l2rm.encoders.pixels import UndecodableImageError, opened
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Kinds of image that are read. Not EPS or PDF, which Pillow hands to other programs."""
+
+
+def small_webp(path: Path, side: int) -> bytes:
+    """An image file of at most `side` pixels a side, as WebP without any metadata.
+
+    Raises:
+        UndecodableImageError: no such file, no image, one of another kind than `FORMATS`, or too many pixels.
+    """
+    try:
+        known = [name for name in FORMATS if name in Image.OPEN or Image.init()]
+        with Image.open(path, formats=[name for name in known if name in Image.OPEN]):
+            pass
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UndecodableImageError("no image that is shown") from error
+    picture = opened(path, side)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    file = io.BytesIO()
+    picture.save(file, format="WEBP", quality=82, method=3)
+    return file.getvalue()
