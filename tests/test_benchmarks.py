@@ -23,6 +23,8 @@ def test_memory(tmp_path: Path) -> None:
         assert 0 < found["at_start_mib"] < found["anonymous_mib"] < found["resident_mib"]
     assert measured["training"]["steps"] == [4, 4]
     assert not list(tmp_path.glob("l2rm-memory-*"))  # nothing of the data stays
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, "")  # what the file has is not measured again
 
 
 def test_speed(tmp_path: Path) -> None:
@@ -38,3 +40,10 @@ def test_speed(tmp_path: Path) -> None:
         assert row["max_abs_diff"] <= (0.05 if work.endswith("bf16") else 1e-6), row
         assert min(row["naive_s"], row["l2rm_s"], row["naive_peak_mib"], row["l2rm_peak_mib"]) > 0
     assert 0.05 < rows["similarity_cascade"]["share"] < 0.5
+    one = [*command, "--work", "transport", "--merge"]
+    done = subprocess.run(one, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    merged = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [row for row in merged if row["work"] != "transport"] == [rows[work] for work in works]
+    assert merged[-1]["work"] == "transport"
+    assert merged[-1] != rows["transport"]

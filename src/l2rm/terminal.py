@@ -70,7 +70,8 @@ def _verdict(error: BaseException, command: Runnable | None) -> tuple[int, str]:
     if isinstance(error, InputError):
         return BAD_INPUT, f"error: {error}"
     if isinstance(error, Interrupted):
-        return STOPPED + error.signal, f"{error}; the run in {out} is saved, go on with the same command and --resume"
+        again = "the same command and --resume" if hasattr(command, "resume") else "the same command"
+        return STOPPED + error.signal, f"{error}; the run in {out} is saved, go on with {again}"
     if isinstance(error, KeyboardInterrupt):
         return STOPPED + signal.SIGINT, "stopped by SIGINT"
     path = _path(error, out)

@@ -8,6 +8,7 @@ from l2rm.commands.corrupt import Corrupt
 from l2rm.commands.distil import Distil
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.quickstart import Quickstart
+from l2rm.commands.rematch import Rematch
 from l2rm.commands.train import Train
 
 COMMANDS: dict[str, type[Command]] = {
@@ -17,6 +18,7 @@ COMMANDS: dict[str, type[Command]] = {
     "distil": Distil,
     "evaluate": Evaluate,
     "audit": Audit,
+    "rematch": Rematch,
     "benchmark": Benchmark,
     "convert": Convert,
 }

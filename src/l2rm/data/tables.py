@@ -90,7 +90,7 @@ def read_table(path: Path, bad: BadRows) -> dict[str, list[str]]:
     return {name: list(_texts(name, raw[name], bad)) for name in (*REQUIRED, *OPTIONAL) if name in raw}
 
 
-def write_table(path: str | Path, columns: Mapping[str, Sequence[str] | Sequence[bool]]) -> None:
+def write_table(path: str | Path, columns: Mapping[str, Sequence[str] | Sequence[bool] | Sequence[float]]) -> None:
     """Write columns of equal length as a table; the suffix says in which form.
 
     Raises:
