@@ -64,16 +64,16 @@ def main() -> None:
             plans[f"plan, {level}"] = plan = rematch_scores(
                 scores, pairs, match_probability=probability, keep_threshold=threshold, level=level, progress=False
             )
-            suggested[f"plan, {level}"] = plan.suggested
+            suggested[f"plan, {level}"] = plan.partners.suggested
         for name, images in suggested.items():
             row: dict[str, Any] = {"threshold": threshold, "by": name, "suspects": len(rows)}
             row["of_suspects"] = measure_rematch(images[both], truth[both]).to_dict()
             row["of_all"] = measure_rematch(images[wrong], truth[wrong]).to_dict()
             if name in plans:
                 plan = plans[name]
-                confidence, right = plan.confidence[rows], plan.suggested[rows, 0] == truth[rows]
+                confidence, right = plan.partners.confidence[rows], plan.partners.suggested[rows, 0] == truth[rows]
                 parts = np.array_split(np.argsort(-confidence), 10)
-                row |= {"reg": plan.reg, "share": plan.share}
+                row |= {"reg": plan.partners.reg, "share": plan.partners.share}
                 row["calibration"] = [[float(confidence[part].mean()), float(right[part].mean())] for part in parts]
             result["rows"].append(row)
             hits = [100 * row[of][k] for of in ("of_suspects", "of_all") for k in ("hit1", "hit10")]

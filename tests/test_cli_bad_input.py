@@ -236,3 +236,41 @@ def test_a_command_of_its_own_process(tmp_path: Path) -> None:
     assert done.stderr.startswith("l2rm: error: ")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------- audit and encode
+
+
+def test_audit_by_two_judges(refused: Refused, precomp: Path, trained: Path, tmp_path: Path) -> None:
+    told = refused("audit", precomp, "--model", trained, "--encoder", "efficientnet-lite0", "--out", tmp_path / "a")
+    assert "both --model and --encoder" in told
+    told = refused("audit", precomp, "--model", trained, "--head", "--out", tmp_path / "a")
+    assert "--head learns on embeddings, and --model judges already" in told
+
+
+def test_audit_of_images_by_nothing(refused: Refused, tmp_path: Path) -> None:
+    data = table(tmp_path, "image,caption", "a.png,one", "b.png,two")
+    assert "give --encoder NAME, --model RUN or --similarity" in refused("audit", data, "--out", tmp_path / "a")
+
+
+def test_encoders_that_are_none(refused: Refused, tmp_path: Path, precomp: Path) -> None:
+    data = table(tmp_path, "image,caption", "a.png,one", "b.png,two")
+    told = refused("audit", data, "--encoder", "resnet", "--out", tmp_path / "a", "--quiet")
+    assert "there is no 'resnet'; choose from efficientnet-lite0" in told
+    told = refused("audit", precomp, "--encoder", "efficientnet-lite0", "--out", tmp_path / "a")
+    assert "has features already" in told
+    assert "has features already" in refused("encode", precomp, "--out", tmp_path / "f")
+
+
+def test_encoding_what_does_not_decode(refused: Refused, tmp_path: Path) -> None:
+    data = table(tmp_path, "image,caption", "a.png,one", "b.png,two")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the extra quickstart is not installed")
+    told = refused("encode", data, "--out", tmp_path / "f", "--quiet")
+    assert "row 1 (pair 0)" in told
+    assert "does not decode" in told
+    assert "--skip-bad" in told
+
+
+def test_head_on_words(refused: Refused, precomp: Path, tmp_path: Path) -> None:
+    told = refused("audit", precomp, "--head", "--out", tmp_path / "a", "--quiet")
+    assert "--head is for embeddings" in told

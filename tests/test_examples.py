@@ -62,7 +62,9 @@ def test_int8_as_the_data_document_makes_it(tmp_path: Path) -> None:
     assert (error <= np.abs(features.astype(np.float32)).max((0, 1)) / 127 / 2 + 1e-6).all()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/method.md", "docs/data.md", "docs/decisions.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/method.md", "docs/data.md", "docs/decisions.md", "docs/audit.md"]
+)
 def test_files_that_documents_name_are_there(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = set(re.findall(r"\b((?:src/l2rm|tests|docs|examples|benchmarks)/[\w./]*\w)", text))

@@ -38,12 +38,23 @@ def ran(command: Fails, capfd: pytest.CaptureFixture[str], **options: Any) -> tu
     return status, capfd.readouterr().err
 
 
+@dataclass
+class Resumable(Fails):
+    resume: bool = False
+
+
+def test_a_command_that_goes_on_when_told_to_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    status, said = ran(Resumable(Interrupted(signal.SIGINT)), capfd)
+    assert status == 130
+    assert said.endswith("go on with the same command and --resume\n")
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
         (InputError("a.csv:row 3: wrong\nin two lines; do this"), 2, "error: a.csv:row 3: wrong in two lines; do this"),
         (Interrupted(signal.SIGINT), 130, "stopped by SIGINT; the run in here/it.npy is saved"),
-        (Interrupted(signal.SIGTERM), 143, "--resume"),
+        (Interrupted(signal.SIGTERM), 143, "go on with the same command\n"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),
         (ZeroDivisionError("oh\nno"), 1, "failed: ZeroDivisionError: oh no (--debug shows where)"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), 1, "failed: FileNotFoundError"),

@@ -54,6 +54,16 @@ def audit_summary(audit: "Audit") -> str:
     rematch = int((audit.decision == "rematch").sum())
     text = f"{total} pairs, {suspected} suspected to be mismatched ({100 * suspected / total:.1f} %)"
     text += f": rematch {rematch}, drop {suspected - rematch}"
+    if ratio := audit.mismatch_ratio:
+        text += (
+            f"\nestimated share of mismatched pairs: {100 * ratio.estimate:.1f} % ({100 * ratio.level:.0f} % interval "
+            f"{100 * ratio.low:.1f} to {100 * ratio.high:.1f} %, {ratio.method}, bootstrap over images)"
+        )
+    for issue in audit.issues:
+        if count := int(issue.is_issue.sum()):
+            text += f"\n{issue.name.replace('_', ' ')}: {count} pairs"
+    if audit.pairs.left_out:
+        text += f"\nleft out as unusable: {len(audit.pairs.left_out)} rows, listed in left_out.csv"
     if found := audit.detection:
         text += f"\nagainst the truth: AUROC {found.auroc:.3f}, average precision {found.ap:.3f}, F1 {found.f1:.3f}"
     if hits := audit.rematch_hits:
@@ -63,13 +73,13 @@ def audit_summary(audit: "Audit") -> str:
 
 def rematch_summary(rematched: "Rematched") -> str:
     """What becomes of the pairs, and how right it is where the truth is known."""
-    counts, plan = rematched.counts, rematched.plan
+    counts, plan = rematched.counts, rematched.partners.plan
     text = f"{len(rematched.pairs_given)} pairs: " + ", ".join(f"{name} {count}" for name, count in counts.items())
     if plan is not None:
         told = "" if plan.converged else f"; NOT converged, marginal error {plan.marginal_error:.1g}"
         text += (
             f"\nplan: {plan.mass:.0f} of {plan.weights.sum():.0f} mismatched captions moved, room for "
-            f"{plan.capacities.sum():.0f}, reg {rematched.reg:.3g}{told}"
+            f"{plan.capacities.sum():.0f}, reg {rematched.partners.reg:.3g}{told}"
         )
     pairs = rematched.pairs_given
     if hits := rematched.rematch_hits:

@@ -1,12 +1,14 @@
 """A small data set with drawn pictures, whose scores see through most of its mismatches."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from l2rm.auditing import ratio
 from l2rm.auditing.audit import Audit, audit_scores
 from l2rm.data.pairs import Pairs
 from l2rm.evaluation.scores import MatrixScores
@@ -40,6 +42,12 @@ def build_case(images: int = 60, captions_an_image: int = 2) -> Case:
     return Case(pairs=pairs, scores=scores, audit=audit_scores(scores, pairs, progress=False))
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bootstrap of a few draws, where an interval is drawn at all."""
+    monkeypatch.setattr(ratio.mismatch_ratio, "__kwdefaults__", {**ratio.mismatch_ratio.__kwdefaults__, "draws": 4})
+
+
 @pytest.fixture(scope="session")
 def case() -> Case:
     return build_case()
@@ -58,7 +66,11 @@ def pictured(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Case:
 def fitted(case: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
     """The same, where the mixture need not be fitted again to the same losses."""
 
-    def fit(losses: torch.Tensor) -> BetaMixture:
+    fit_any = BetaMixture.fit
+
+    def fit(losses: torch.Tensor, **settings: Any) -> BetaMixture:
+        if settings:  # of the bootstrap
+            return fit_any(losses, **settings)
         assert torch.equal(losses, torch.from_numpy(case.audit.losses))
         return case.audit.mixture
 

@@ -1,5 +1,6 @@
 """Verdicts, decisions, the table, and files that appear both or not at all."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from l2rm.auditing import report
 from l2rm.auditing.audit import audit_scores
+from l2rm.data.pairs import LeftOut
 from l2rm.errors import InputError
 from l2rm.evaluation.scores import MatrixScores
 
@@ -22,6 +24,10 @@ COLUMNS = [
     "rematch_caption",
     "rematch_confidence",
     "decision",
+    "is_duplicate_caption_issue",
+    "duplicate_caption_score",
+    "is_uninformative_caption_issue",
+    "uninformative_caption_score",
 ]
 
 
@@ -146,3 +152,20 @@ def test_equal_scores_keep_everything() -> None:
     audit = audit_scores(MatrixScores(np.zeros((3, 3))), pairs, progress=False)
     assert audit.mixture.degenerate == "constant"
     assert set(audit.decision) == {"keep"}
+
+
+def test_rows_left_out_are_listed(case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from dataclasses import replace
+
+    lost = (LeftOut(row="row 7", image="<b>.png", reason="does not decode (truncated)"),)
+    audit = replace(case.audit, pairs=replace(case.pairs, left_out=lost))
+    audit.write(tmp_path)
+    with (tmp_path / "left_out.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"row": "row 7", "image": "<b>.png", "reason": "does not decode (truncated)"}
+        ]
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;.png" in page
+    assert "does not decode (truncated)" in page
+    case.audit.write(tmp_path)  # without any, an old list goes
+    assert not (tmp_path / "left_out.csv").exists()

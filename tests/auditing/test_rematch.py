@@ -14,16 +14,16 @@ import pytest
 from scipy.special import softmax
 
 import l2rm
-from l2rm.auditing.control import Control
 from l2rm.auditing.rematch import Rematched, rematch_scores
 from l2rm.auditing.rematch_files import sample_key, write_filter, write_rematched
-from l2rm.auditing.together import Units, UnitScores
 from l2rm.cli import parse_command
 from l2rm.data.mismatch import inject_mismatches, read_index
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.scores import MatrixScores
 from l2rm.rematching.candidates import EmbeddingScores
+from l2rm.rematching.control import Control
+from l2rm.rematching.together import Units, UnitScores
 
 
 def world(
@@ -55,7 +55,7 @@ def test_clear_mismatches_are_repaired(level: Any) -> None:
     found = repair(pairs, scores)
     assert found.rematch_hits is not None
     assert found.rematch_hits.hit1 > 0.95
-    assert found.share > 0.9
+    assert found.partners.share > 0.9
     assert found.counts["keep"] == int((~pairs.is_mismatched).sum())
     assert found.counts["rematch"] > 0.9 * pairs.is_mismatched.sum()
     assert found.pairs.is_mismatched.mean() < 0.05
@@ -80,8 +80,8 @@ def test_confidence_ranks_and_does_not_promise_too_much() -> None:
                 pairs, scores = world(noise, images=400, captions=1, seed=seed)
                 found = repair(pairs, scores, share=share)
                 rows = np.flatnonzero(pairs.is_mismatched)
-                confidence.append(found.confidence[rows])
-                right.append(found.suggested[rows, 0] == pairs.true_image_of[rows])
+                confidence.append(found.partners.confidence[rows])
+                right.append(found.partners.suggested[rows, 0] == pairs.true_image_of[rows])
             chance, hit = np.concatenate(confidence), np.concatenate(right)
             assert 0.1 < hit.mean() < 0.9  # neither clear nor hopeless
             quarters = np.array_split(np.argsort(-chance), 4)
@@ -102,8 +102,8 @@ def test_captions_without_a_partner_are_moved_less() -> None:
     unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (towers, vectors)]
     strange[:, gone] = (unit[0] @ unit[1].T)[:, gone]
     with_partner, without = repair(pairs, scores), repair(pairs, MatrixScores(strange))
-    assert without.share < 0.6 < 0.9 < with_partner.share
-    assert without.confidence[gone].mean() < 0.5 * with_partner.confidence[gone].mean()
+    assert without.partners.share < 0.6 < 0.9 < with_partner.partners.share
+    assert without.partners.confidence[gone].mean() < 0.5 * with_partner.partners.confidence[gone].mean()
 
 
 def test_images_take_no_more_than_they_have_room_for() -> None:
@@ -113,10 +113,10 @@ def test_images_take_no_more_than_they_have_room_for() -> None:
         found = repair(pairs, scores, match_probability=probability, capacity=capacity, share=1.0)
         held = np.bincount(pairs.image_of, probability, pairs.n_images)
         full = np.bincount(pairs.image_of, minlength=pairs.n_images) if capacity is None else capacity
-        assert found.plan is not None
-        assert found.plan.converged
-        assert (found.plan.column_mass <= np.maximum(full - held, 0) + 1e-4).all()
-        assert (found.plan.row_mass <= 1 - probability[probability < 0.5] + 1e-9).all()
+        assert found.partners.plan is not None
+        assert found.partners.plan.converged
+        assert (found.partners.plan.column_mass <= np.maximum(full - held, 0) + 1e-4).all()
+        assert (found.partners.plan.row_mass <= 1 - probability[probability < 0.5] + 1e-9).all()
 
 
 def test_rematched_together_is_rematched_better() -> None:
@@ -127,8 +127,8 @@ def test_rematched_together_is_rematched_better() -> None:
     assert together.rematch_hits.hit1 > single.rematch_hits.hit1 + 0.1
     for image in np.unique(pairs.image_of[pairs.is_mismatched]):
         rows = np.flatnonzero(pairs.image_of == image)
-        assert len(np.unique(together.suggested[rows, 0])) == 1
-        assert len(np.unique(together.confidence[rows])) == 1
+        assert len(np.unique(together.partners.suggested[rows, 0])) == 1
+        assert len(np.unique(together.partners.confidence[rows])) == 1
 
 
 def test_unit_scores_are_means() -> None:
@@ -155,14 +155,15 @@ def test_nothing_to_do() -> None:
     pairs, scores = world(0.4)
     found = repair(pairs, scores, match_probability=np.ones(len(pairs)))
     assert found.counts == {"keep": len(pairs), "rematch": 0, "drop": 0}
-    assert found.plan is None
+    assert found.partners.plan is None
     assert np.array_equal(found.pairs.image_of, pairs.image_of)
     gone = repair(
         pairs, scores, match_probability=np.zeros(len(pairs)), rematch_threshold=1.0
     )  # and nobody to learn from
-    assert (gone.reg, gone.share) == (0.05, 0.5)
+    assert (gone.partners.reg, gone.partners.share) == (0.05, 0.5)
     with pytest.raises(InputError, match="every pair would be dropped"):
-        _ = replace(gone, confidence=np.zeros(len(pairs))).pairs
+        unsure = replace(gone.partners, confidence=np.zeros(len(pairs)))
+        _ = replace(gone, partners=unsure).pairs
 
 
 @pytest.mark.parametrize(

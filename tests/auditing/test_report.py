@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from l2rm.auditing.audit import audit_scores
+from l2rm.auditing.issues import find_issues
+from l2rm.auditing.near_duplicates import find_near_duplicates
 from l2rm.auditing.pictures import thumbnail
 from l2rm.auditing.report import percent, worst_pairs
 from l2rm.evaluation.metrics import evaluate_scores
+from l2rm.rematching.ranks import RankMixture
 
 
 class Page(HTMLParser):
@@ -112,7 +116,7 @@ def test_page_says_where_match_probabilities_come_from(case, tmp_path: Path) -> 
     given = audit_scores(case.scores, case.pairs, match_probability=case.audit.match_probability, progress=False)
     pages = [" ".join(written(audit, tmp_path).texts) for audit in (case.audit, given)]
     assert ["comes from the left one" in page for page in pages] == [True, False]
-    assert ["those that the training found" in page for page in pages] == [False, True]
+    assert ["as the training found them" in page for page in pages] == [False, True]
 
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted"'
@@ -129,7 +133,8 @@ def test_markup_in_the_data_is_inert(case, tmp_path: Path) -> None:  # type: ign
     metrics = {"<u>m</u>": evaluate_scores(case.scores, pairs.image_of)}
     page = written(audit, tmp_path, metrics=metrics, credits="<a href='http://example.org'>credits</a>")
     present = {name for name, _ in page.tags}
-    assert not present & {"script", "img", "i", "u", "a"}
+    assert not present & {"script", "img", "i", "u"}
+    assert all((attributes["href"] or "").startswith("#") for attributes in page.all("a"))
     assert not any("onclick" in attributes or "onerror" in attributes for _, attributes in page.tags)
     assert EVIL in page.text
     policy = next(tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
@@ -216,3 +221,35 @@ def test_what_is_no_picture_has_no_thumbnail(tmp_path: Path) -> None:
 
 def test_percent_does_not_round_something_to_nothing() -> None:
     assert [percent(share) for share in (0, 1e-9, 0.5, 0.999, 1)] == ["0 %", "< 1 %", "50 %", "> 99 %", "100 %"]
+
+
+def test_what_is_flagged_is_shown_with_its_pictures(pictured, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    captions = ("<i>generic</i> title",) * 3 + pictured.pairs.captions[3:]
+    pairs = replace(pictured.pairs, captions=captions)
+    copies = find_near_duplicates(pairs)
+    issues = (*find_issues(pairs, pictured.scores, None), find_issues(pairs, pictured.scores, copies)[-1])
+    page = written(replace(pictured.audit, pairs=pairs, issues=issues), tmp_path)
+    assert "One caption on different images" in page.text
+    assert "3 pairs in 1 group." in page.text
+    assert "<i>generic</i> title" in page.text  # as text, not as a tag
+    assert "The same picture more than once" in page.text  # plain colours next to each other in number
+    links = {attributes["href"] for attributes in page.all("a")}
+    anchors = {f"#{attributes['id']}" for _, attributes in page.tags if attributes.get("id")}
+    assert links <= anchors
+
+
+def test_ranks_are_shown_where_they_judged(case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    p_values = np.where(case.audit.is_mismatched, 0.5, 0.005)
+    mixture = RankMixture.fit(torch.from_numpy(p_values))
+    audit = replace(case.audit, p_values=p_values, rank_mixture=mixture, by_losses=False)
+    page = written(audit, tmp_path)
+    assert "by a model that had seen none of them" in page.text
+    assert "share of other images that fit the caption" in page.text
+    assert audit.mismatch_ratio is not None
+    assert percent(audit.mismatch_ratio.estimate) in page.text
+
+
+def test_what_to_do_next_names_this_audit(case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    page = written(case.audit, tmp_path)
+    assert f"l2rm serve --audit {tmp_path}" in page.text
+    assert "l2rm rematch pictures.csv --model RUN" in page.text

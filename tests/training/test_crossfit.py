@@ -186,7 +186,7 @@ def test_nothing_else_is_touched_and_the_result_is_the_same_again(fitted, small)
 
 def test_no_model_judges_an_image_that_it_learned_from(small, monkeypatch, fitted):
     learned, judged = [], []
-    warmed_up, p_values = crossfit._warmed_up, crossfit.rank_p_values
+    warmed_up, p_values = crossfit.warmed_up, crossfit.rank_p_values
 
     def watched(model, batches, rows, *others):
         learned.append(set(batches.pairs.image_of[rows]))
@@ -204,7 +204,7 @@ def test_no_model_judges_an_image_that_it_learned_from(small, monkeypatch, fitte
             takes.append(set(self.image_of[rows]))
         return take(self, rows)
 
-    monkeypatch.setattr(crossfit, "_warmed_up", watched)
+    monkeypatch.setattr(crossfit, "warmed_up", watched)
     monkeypatch.setattr(crossfit, "rank_p_values", ranked)
     monkeypatch.setattr(type(small.small_train()), "take", taken)
     fitted(folds=3, fold_rounds=2)
@@ -302,7 +302,7 @@ def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monk
             small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
         )
 
-    owner, name = (crossfit, "_warmed_up") if when == "while cross-fitting" else (Trainer, "_learn")
+    owner, name = (crossfit, "warmed_up") if when == "while cross-fitting" else (Trainer, "_learn")
     step, done, at = getattr(owner, name), 0, 4 if owner is crossfit else 3 * 12 + 9
 
     def signalled(*arguments):
@@ -335,7 +335,7 @@ def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, 
             small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
         )
 
-    warmed_up, p_values, seen = crossfit._warmed_up, crossfit.rank_p_values, []
+    warmed_up, p_values, seen = crossfit.warmed_up, crossfit.rank_p_values, []
 
     def counted(model, batches, rows, config, seed, stop):
         seen.append(seed)
@@ -349,7 +349,7 @@ def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, 
                 raise KeyboardInterrupt
         return p_values(*arguments, **options)
 
-    monkeypatch.setattr(crossfit, "_warmed_up", counted)
+    monkeypatch.setattr(crossfit, "warmed_up", counted)
     monkeypatch.setattr(crossfit, "rank_p_values", killed)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         go()

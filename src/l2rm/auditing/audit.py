@@ -10,9 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from scipy.optimize import isotonic_regression
 
-from l2rm.auditing.evidence import gather_evidence
+from l2rm.auditing.crossfit import CrossFit
+from l2rm.auditing.evidence import Evidence, gather_evidence
+from l2rm.auditing.issues import Issue, find_issues
+from l2rm.auditing.near_duplicates import NearDuplicates, find_near_duplicates
+from l2rm.auditing.ratio import MismatchRatio, mismatch_ratio
 from l2rm.data.pairs import Pairs
+from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
 from l2rm.evaluation.evaluate import Models, model_scores
@@ -20,6 +26,7 @@ from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
 from l2rm.files import folder_written_whole, written_whole
 from l2rm.rematching.division import BetaMixture
+from l2rm.rematching.ranks import RankMixture
 
 MetricsByMethod = Mapping[str, Metrics | Mapping[str, Any]]
 
@@ -38,6 +45,10 @@ class Audit:
         rematch_confidence: `(rows,)` match probability of the pair (suggested image, caption).
         keep_threshold, rematch_threshold: what decides; see `decision`.
         by_losses: whether `match_probability` is the mixture's, not one given from elsewhere.
+        p_values, rank_mixture: of a cross-fitted audit, what `match_probability` comes from; see `CrossFit`.
+        issues: what else is wrong, kind by kind: duplicated captions, near-duplicate images, captions of no
+            information.
+        judge: what judged, in a few words for the report.
     """
 
     pairs: Pairs
@@ -50,6 +61,10 @@ class Audit:
     keep_threshold: float
     rematch_threshold: float
     by_losses: bool = True
+    p_values: np.ndarray | None = None
+    rank_mixture: RankMixture | None = None
+    issues: tuple[Issue, ...] = ()
+    judge: str = "similarities given"
 
     @property
     def is_mismatched(self) -> np.ndarray:
@@ -63,9 +78,19 @@ class Audit:
         return np.where(self.is_mismatched, otherwise, "keep")
 
     @cached_property
+    def mismatch_ratio(self) -> MismatchRatio | None:
+        """The estimated share of mismatched pairs, with an interval; None where the losses tell none."""
+        known: dict[str, Any] = {"match_probability": self.match_probability}
+        if self.p_values is not None:
+            known = {"p_values": self.p_values}
+        elif self.by_losses:
+            known = {"losses": self.losses}
+        return mismatch_ratio(self.pairs.image_of, **known)
+
+    @cached_property
     def table(self) -> pa.Table:
         """One row a pair: `pair_id, image, caption, match_probability, is_mismatched` (the verdict), `rematch_image,
-        rematch_caption, rematch_confidence, decision`."""
+        rematch_caption, rematch_confidence, decision`; then `is_<name>_issue, <name>_score` for each of `issues`."""
         images, captions = self.pairs.images, self.pairs.captions
         columns: dict[str, Any] = {
             "pair_id": pa.array(self.pairs.pair_ids, pa.string()),
@@ -78,6 +103,8 @@ class Audit:
             "rematch_confidence": pa.array(self.rematch_confidence, pa.float64()),
             "decision": pa.array(self.decision.tolist(), pa.string()),
         }
+        for issue in self.issues:
+            columns |= issue.columns()
         return pa.table(columns)
 
     @cached_property
@@ -107,14 +134,13 @@ class Audit:
             metrics: retrieval metrics by method, for a table.
             credits: one line about where the data come from and under what licence.
         """
-        from l2rm.auditing.report import render_report
-
-        with written_whole(path) as beside:
-            beside.write_text(render_report(self, metrics=metrics, credits=credits), encoding="utf-8")
+        self._write_report(Path(path), Path(path).parent, metrics=metrics, credits=credits)
         return Path(path)
 
     def write(self, folder: str | Path, *, metrics: MetricsByMethod | None = None, credits: str = "") -> Path:
         """Write `audit.parquet` and `report.html` into a folder: both, or neither. Other files there stay.
+
+        Rows that could not be used (`pairs.left_out`) are listed in `left_out.csv`, where there are any.
 
         Raises:
             InputError: the folder's name belongs to a file.
@@ -124,15 +150,32 @@ class Audit:
             raise InputError(f"{folder}: is a file; name a folder for audit.parquet and report.html")
         if not folder.exists():
             with folder_written_whole(folder) as whole:
-                self._write_both(whole, metrics=metrics, credits=credits)
+                self._write_all(whole, folder, metrics=metrics, credits=credits)
         else:
-            self._write_both(folder, metrics=metrics, credits=credits)
+            self._write_all(folder, folder, metrics=metrics, credits=credits)
         return folder
 
-    def _write_both(self, folder: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:
+    def _write_all(self, folder: Path, name: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:
         with written_whole(folder / "audit.parquet") as beside:
             pq.write_table(self.table, beside)
-            self.to_html(folder / "report.html", metrics=metrics, credits=credits)
+            self._write_report(folder / "report.html", name, metrics=metrics, credits=credits)
+            self._write_left_out(folder / "left_out.csv")
+
+    def _write_report(self, path: Path, name: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:
+        """The report, which calls the folder of the audit `name`."""
+        from l2rm.auditing.report import render_report
+
+        with written_whole(path) as beside:
+            page = render_report(self, metrics=metrics, credits=credits, folder=str(name))
+            beside.write_text(page, encoding="utf-8")
+
+    def _write_left_out(self, path: Path) -> None:
+        left_out = self.pairs.left_out
+        if not left_out:
+            path.unlink(missing_ok=True)
+            return
+        columns = {name: [getattr(one, name) for one in left_out] for name in ("row", "image", "reason")}
+        write_table(path, columns)
 
 
 def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any) -> Audit:
@@ -150,7 +193,8 @@ def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any)
     Example:
         >>> audit(noisy.pairs, run.model).to_html("report.html")  # doctest: +SKIP
     """
-    return audit_scores(model_scores(model, pairs, progress=progress), pairs, progress=progress, **options)
+    scores = model_scores(model, pairs, progress=progress)
+    return audit_scores(scores, pairs, progress=progress, **{"judge": "a trained model", **options})
 
 
 def audit_scores(
@@ -164,6 +208,10 @@ def audit_scores(
     seed: int = 0,
     progress: bool = True,
     match_probability: np.ndarray | None = None,
+    ranks: CrossFit | None = None,
+    copies: NearDuplicates | None = None,
+    flags: bool = True,
+    judge: str = "similarities given",
 ) -> Audit:
     """Judge every pair by how its score compares with those of other images and captions.
 
@@ -189,6 +237,11 @@ def audit_scores(
         progress: tell on standard error how far it is.
         match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
             mixture's; confidences still come from the mixture.
+        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is
+            how often, for pairs taken as matched, an image that fits as well turns out to be the given one.
+        copies: pictures that are the same, where they were looked for already.
+        flags: look for what fools similarity (`Audit.issues`).
+        judge: what judges, in a few words for the report.
 
     Raises:
         InputError: scores that do not fit the pairs, NaN scores, fewer than two images, a threshold or probability
@@ -222,9 +275,15 @@ def audit_scores(
             f"scores: infinite around row {row + 1} (pair {pairs.pair_ids[row]}); check the similarity matrix"
         )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
-    by_losses = match_probability is None
-    if match_probability is None:
+    by_losses = match_probability is None and ranks is None
+    confidence = _probability(mixture, evidence.suggestion_losses)
+    if ranks is not None:
+        match_probability = ranks.match_probability
+        confidence = _calibrated(evidence, match_probability)
+    elif match_probability is None:
         match_probability = _probability(mixture, evidence.losses)
+    if flags and copies is None:
+        copies = find_near_duplicates(pairs, progress=progress)
     return Audit(
         pairs=pairs,
         losses=evidence.losses,
@@ -232,11 +291,29 @@ def audit_scores(
         match_probability=match_probability,
         candidates=evidence.candidates,
         rematch_row=evidence.best_caption,
-        rematch_confidence=_probability(mixture, evidence.suggestion_losses),
+        rematch_confidence=confidence,
         keep_threshold=keep_threshold,
         rematch_threshold=rematch_threshold,
         by_losses=by_losses,
+        p_values=None if ranks is None else ranks.p_values,
+        rank_mixture=None if ranks is None else ranks.mixture,
+        issues=find_issues(pairs, scores, copies, seed=seed) if flags else (),
+        judge=judge,
     )
+
+
+def _calibrated(evidence: Evidence, match_probability: np.ndarray) -> np.ndarray:
+    """How often a suggestion of such a loss is right, tried on given pairs as if their image were not known.
+
+    The best of all images for a caption, the given one included, is the given one or another; that share as a function
+    that never rises with the loss of the best image (isotonic regression), each pair counted by its match probability.
+    """
+    loss = np.where(evidence.own_is_best, evidence.losses, evidence.suggestion_losses)
+    order = np.argsort(loss, kind="stable")
+    right, weight = evidence.own_is_best[order].astype(np.float64), match_probability[order] + 1e-9
+    falling = isotonic_regression(right, weights=weight, increasing=False).x
+    found: np.ndarray = np.interp(evidence.suggestion_losses, loss[order], falling)
+    return found.clip(0, 1)
 
 
 def _probability(mixture: BetaMixture, losses: np.ndarray) -> np.ndarray:

@@ -40,12 +40,14 @@ class Evidence:
         candidates: `(rows, k)` the best-scoring images for each caption, best first, the given image left out.
         best_caption: `(rows,)` the row whose caption scores best for the pair's image, among captions not given to that
             image; −1 where there is none.
+        own_is_best: `(rows,)` bool, whether no other image scores above the given one.
     """
 
     losses: np.ndarray
     suggestion_losses: np.ndarray
     candidates: np.ndarray
     best_caption: np.ndarray
+    own_is_best: np.ndarray
 
 
 def gather_evidence(
@@ -162,6 +164,7 @@ class _Stream:
             suggestion_losses=self.against_images[1] + suggested,
             candidates=self.candidates,
             best_caption=self.best_caption[self.image_of],
+            own_is_best=(self.own >= self.first).numpy(),
         )
 
     def _against_captions(self, score: Tensor, image: np.ndarray) -> np.ndarray:
@@ -191,7 +194,21 @@ def _members(sample: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _merge_top(top: tuple[Tensor, Tensor], block: Tensor, rows: np.ndarray, keep: int) -> tuple[Tensor, Tensor]:
-    """The `keep` highest scores a column and their images; among equals the image that came first."""
+    """The `keep` highest scores a column and their images; among equals the image that came first.
+
+    Once there are enough, only columns are sorted in which the block has something better.
+    """
+    if len(top[0]) == keep:
+        better = (block.amax(0) > top[0][-1]).nonzero()[:, 0]
+        if len(better) < block.shape[1]:
+            if len(better):
+                scores, images = _merge_all((top[0][:, better], top[1][:, better]), block[:, better], rows, keep)
+                top[0][:, better], top[1][:, better] = scores, images
+            return top
+    return _merge_all(top, block, rows, keep)
+
+
+def _merge_all(top: tuple[Tensor, Tensor], block: Tensor, rows: np.ndarray, keep: int) -> tuple[Tensor, Tensor]:
     scores = torch.cat([top[0], block])
     images = torch.cat([top[1], torch.from_numpy(rows)[:, None].expand(-1, block.shape[1])])
     scores, order = scores.sort(dim=0, descending=True, stable=True)

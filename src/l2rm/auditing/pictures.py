@@ -45,46 +45,57 @@ def thumbnail(path: Path | None) -> str | None:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def loss_histogram(
-    losses: np.ndarray,
+def histogram(
+    values: np.ndarray,
     *,
+    label: str,
     truth: np.ndarray | None,
     density: Density | None,
     size: tuple[float, float],
+    limits: tuple[float, float] | None = None,
+    mark: float | None = None,
+    powers: bool = False,
 ) -> str:
-    """An `<svg>` of the losses' histogram with the weighted densities of the matched and mismatched component.
+    """An `<svg>` of a histogram with the weighted densities of the matched and mismatched component.
 
     Args:
-        losses: `(rows,)`.
+        values: `(rows,)` losses, ranks or probabilities.
+        label: what they are.
         truth: `(rows,)` bool, truly mismatched; colours the bars where it is known.
-        density: `(n,)` losses -> `(2, n)` densities of the matched and the mismatched component, each times its weight;
+        density: `(n,)` values -> `(2, n)` densities of the matched and the mismatched component, each times its weight;
             None leaves the curves out.
         size: inches (72 SVG units each).
+        limits: ends of the axis; those of the values by default.
+        mark: where to draw an upright line.
+        powers: the values are powers of ten, to be read as percentages.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    low, high = float(losses.min()), float(losses.max())
+    low, high = limits or (float(values.min()), float(values.max()))
     high = high if high > low else low + 1.0
-    edges = np.linspace(low, high, int(np.clip(1.5 * np.sqrt(len(losses)), 8, 60)) + 1)
+    edges = np.linspace(low, high, int(np.clip(1.5 * np.sqrt(len(values)), 8, 60)) + 1)
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": str(size), "font.family": "sans-serif", "font.size": 11.0}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        counts = _bars(axes, losses, truth, edges)
+        counts = _bars(axes, values, truth, edges)
         if density is not None:
             grid = np.linspace(low, high, 241)[1:-1]
-            matched, mismatched = density(grid) * len(losses) * (edges[1] - edges[0])
+            matched, mismatched = density(grid) * len(values) * (edges[1] - edges[0])
             axes.plot(grid, matched, color=MATCHED, linewidth=2.4, label="fit: matched")
             axes.plot(
                 grid, mismatched, color=MISMATCHED, linewidth=2.4, linestyle=(0, (5, 2.5)), label="fit: mismatched"
             )
         axes.set_ylim(0, 1.12 * max(float(counts.max()), 1.0))  # a Beta density may go to infinity at its ends
         axes.set_xlim(low, high)
-        _dress(
-            axes, "loss of a pair (mean hinge against other images and captions)" if size[0] > 6 else "loss of a pair"
-        )
+        if mark is not None:
+            axes.axvline(mark, color=QUIET, linewidth=1.4, linestyle=(0, (2, 3)))
+        if powers:
+            ticks = range(int(np.ceil(low)), int(np.floor(high)) + 1)
+            axes.set_xticks(list(ticks), [f"{100 * 10.0**tick:g} %" for tick in ticks])
+        _dress(axes, label)
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # type: ignore[no-untyped-call]
     drawn = file.getvalue()
@@ -95,11 +106,11 @@ def loss_histogram(
     return svg
 
 
-def _bars(axes: Any, losses: np.ndarray, truth: np.ndarray | None, edges: np.ndarray) -> np.ndarray:
-    everything = np.histogram(losses, edges)[0]
+def _bars(axes: Any, values: np.ndarray, truth: np.ndarray | None, edges: np.ndarray) -> np.ndarray:
+    everything = np.histogram(values, edges)[0]
     kinds = [(everything, BAR, 1.0, "pairs")]
     if truth is not None:
-        wrong = np.histogram(losses[truth], edges)[0]
+        wrong = np.histogram(values[truth], edges)[0]
         kinds = [(everything - wrong, MATCHED, 0.35, "truly matched"), (wrong, MISMATCHED, 0.45, "truly mismatched")]
     floor = np.zeros(len(everything))
     for counts, colour, alpha, label in kinds:

@@ -3,30 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2rm.auditing.audit import audit_scores
-from l2rm.auditing.control import Control
-from l2rm.auditing.together import Units, UnitScores
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import RematchHits, measure_rematch
 from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.scores import Scores
-from l2rm.rematching.candidates import Candidates, nearest_images
-from l2rm.rematching.dataset import SparsePlan, sparse_transport, sure_mass
-
-Level = Literal["image", "caption"]
-
-CONTROL = 4000
-"""Matched pairs (or units) that serve as a control group, at most."""
-SUGGESTED = 10
-_REG_WITHOUT_CONTROL = 0.05
-_MOST = 0.98  # share of the mass that surely fits which is asked for at most; at the limit duals run away
+from l2rm.rematching.partners import Level, Partners, find_partners
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,22 +25,13 @@ class Rematched:
     Attributes:
         pairs_given: the pairs as they were.
         match_probability: `(rows,)` in [0, 1]; whether a pair is right as it is.
-        suggested: `(rows, 10)`; images for each mismatched caption by the mass that the plan gives them, most first;
-            −1 where there is none, and for captions that look matched.
-        confidence: `(rows,)` in [0, 1]; share of the caption's weight that the first of them takes. 0 without one.
-        plan: the transport of captions (or of those that go together) to images; None where nothing was to be moved.
-        reg: the temperature of the plan, in the unit of the scores.
-        share: how much of the mismatched captions' weight the plan was to move.
+        partners: images for the mismatched captions, how sure they are, and the plan behind them.
         keep_threshold, rematch_threshold: what decides; see `decision`.
     """
 
     pairs_given: Pairs
     match_probability: NDArray[np.float64]
-    suggested: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    plan: SparsePlan | None
-    reg: float
-    share: float
+    partners: Partners
     keep_threshold: float
     rematch_threshold: float
 
@@ -63,7 +43,7 @@ class Rematched:
     @cached_property
     def decision(self) -> NDArray[np.str_]:
         """`(rows,)` `keep` what looks matched; else `rematch` where the confidence is high enough; else `drop`."""
-        found = (self.confidence >= self.rematch_threshold) & (self.suggested[:, 0] >= 0)
+        found = (self.partners.confidence >= self.rematch_threshold) & (self.partners.suggested[:, 0] >= 0)
         return np.where(self.is_mismatched, np.where(found, "rematch", "drop"), "keep")
 
     @property
@@ -74,7 +54,7 @@ class Rematched:
     @cached_property
     def image_of(self) -> NDArray[np.int64]:
         """`(rows,)`; the image that each caption is given now. Dropped ones still have the one they had."""
-        return np.where(self.decision == "rematch", self.suggested[:, 0], self.pairs_given.image_of)
+        return np.where(self.decision == "rematch", self.partners.suggested[:, 0], self.pairs_given.image_of)
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -103,7 +83,7 @@ class Rematched:
             "caption": pa.array(pairs.captions, pa.string()),
             "given_image": pa.array(names[pairs.image_of], pa.string()),
             "match_probability": pa.array(self.match_probability, pa.float64()),
-            "rematch_confidence": pa.array(self.confidence, pa.float64()),
+            "rematch_confidence": pa.array(self.partners.confidence, pa.float64()),
             "decision": pa.array(self.decision.tolist(), pa.string()),
         }
         if pairs.splits is not None:
@@ -123,7 +103,7 @@ class Rematched:
         truth, true_image_of = self.pairs_given.is_mismatched, self.pairs_given.true_image_of
         if truth is None or true_image_of is None or not truth.any():
             return None
-        return measure_rematch(self.suggested[truth], true_image_of[truth])
+        return measure_rematch(self.partners.suggested[truth], true_image_of[truth])
 
 
 def rematch(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any) -> Rematched:
@@ -161,15 +141,7 @@ def rematch_scores(
     seed: int = 0,
     progress: bool = True,
 ) -> Rematched:
-    """Give each mismatched caption an image, all of them at once, by sparse partial optimal transport.
-
-    A caption is taken as mismatched where its match probability p is below `keep_threshold`. It has weight 1 − p. An
-    image has room for `capacity` captions, less the match probabilities of all captions that it is given: what it is
-    rightly given already takes its place. Candidates are the best-scoring images with room, never the given one.
-
-    What is not given is learned from the pairs that look matched (`l2rm.auditing.control`): `reg`, by temperature
-    scaling, so that a plan's shares read as probabilities; and `share`, the mean probability that a caption's right
-    image is among its candidates, beforehand 1 in 2. With fewer than 20 such pairs they are 0.05 and 0.5.
+    """Give each mismatched caption an image, all of them at once: `l2rm.rematching.partners.find_partners`.
 
     Args:
         scores: similarities, images × captions, in the order of `pairs.images` and its rows.
@@ -204,101 +176,26 @@ def rematch_scores(
         raise InputError(f"rematch: level {level!r} is none; choose image or caption")
     if match_probability is None:
         match_probability = audit_scores(scores, pairs, seed=seed, progress=progress).match_probability
-    probability = _checked_probability(match_probability, len(pairs))
-    given = pairs.image_of
-    counts = np.bincount(given, minlength=pairs.n_images)
-    room = np.maximum((counts if capacity is None else capacity) - np.bincount(given, probability, pairs.n_images), 0.0)
-    room[room < 1e-6] = 0.0
-    rows = np.flatnonzero(probability < keep_threshold)
-    nothing = Rematched(
+    found = find_partners(
+        scores,
+        pairs.image_of,
+        (probability := _checked_probability(match_probability, len(pairs))),
+        below=keep_threshold,
+        capacity=capacity,
+        level=level,
+        candidates=candidates,
+        share=share,
+        reg=reg,
+        seed=seed,
+        progress=progress,
+    )
+    return Rematched(
         pairs_given=pairs,
         match_probability=probability,
-        suggested=np.full((len(pairs), SUGGESTED), -1),
-        confidence=np.zeros(len(pairs)),
-        plan=None,
-        reg=reg or _REG_WITHOUT_CONTROL,
-        share=share or 0.5,
+        partners=found,
         keep_threshold=keep_threshold,
         rematch_threshold=rematch_threshold,
     )
-    images = np.flatnonzero(room > 0)
-    if not len(rows) or not len(images):
-        return nothing
-    units = _units(rows, given, level)
-    found = _nearest(scores, units, images, given, candidates, "finding candidates" if progress else None)
-    if reg is None or share is None:
-        matched = np.flatnonzero(probability >= keep_threshold)
-        control = _control(scores, _units(matched, given, level), images, given, candidates, seed)
-        learned = _learned(control, found) if control.is_enough else (_REG_WITHOUT_CONTROL, 0.5)
-        reg, share = reg or learned[0], share or learned[1]
-    return _transported(nothing, units, found, room, reg, share)
-
-
-def _units(rows: NDArray[np.int64], given: NDArray[np.int64], level: Level) -> Units:
-    return Units.by_image(rows, given) if level == "image" else Units.single(rows)
-
-
-def _nearest(
-    scores: Scores,
-    units: Units,
-    images: NDArray[np.int64],
-    given: NDArray[np.int64],
-    candidates: int,
-    what: str | None,
-) -> Candidates:
-    return nearest_images(
-        UnitScores(scores, units),
-        candidates=candidates,
-        images=images,
-        forbidden=given[units.first],
-        progress=what is not None,
-        what=what or "",
-    )
-
-
-def _control(
-    scores: Scores,
-    units: Units,
-    images: NDArray[np.int64],
-    given: NDArray[np.int64],
-    candidates: int,
-    seed: int,
-) -> Control:
-    """Pairs that look matched, among the same images as the mismatched ones."""
-    if len(units) > CONTROL:
-        units = units.take(np.sort(np.random.default_rng(seed).choice(len(units), CONTROL, replace=False)))
-    if not len(units):
-        return Control(own=np.empty(0), others=np.empty((0, 0)))
-    others = _nearest(scores, units, images, given, candidates, None).scores
-    full = np.isfinite(others).all(axis=1)  # one less where the given image has room too, if images are that few
-    return Control(own=UnitScores(scores, units).own(given)[full], others=others[full])
-
-
-def _learned(control: Control, found: Candidates) -> tuple[float, float]:
-    """Temperature, and the share of captions whose right image is among the candidates."""
-    full = np.isfinite(found.scores).all(axis=1)
-    share = float(control.present(found.scores[full]).mean()) if full.any() else 0.5
-    return control.temperature(), share
-
-
-def _transported(
-    nothing: Rematched, units: Units, found: Candidates, room: NDArray[np.float64], reg: float, share: float
-) -> Rematched:
-    """The plan, and what it says about each row."""
-    weights = units.sum(1.0 - nothing.match_probability)
-    place, image, score = found.cells
-    sure = sure_mass(place, image, weights=weights, capacities=room, enough=share * weights.sum() / _MOST)
-    mass = min(share * float(weights.sum()), _MOST * sure)
-    if mass <= 0:
-        return nothing
-    plan = sparse_transport(place, image, -score, weights=weights, capacities=room, mass=mass, reg=reg)
-    carried = np.zeros(found.images.shape)
-    carried[found.images >= 0] = plan.cell_mass
-    order = np.argsort(-carried, axis=1, kind="stable")[:, :SUGGESTED]
-    suggested, confidence = nothing.suggested.copy(), nothing.confidence.copy()
-    suggested[units.rows, : order.shape[1]] = np.take_along_axis(found.images, order, axis=1)[units.unit_of]
-    confidence[units.rows] = plan.confidence[units.unit_of]
-    return replace(nothing, suggested=suggested, confidence=confidence, plan=plan, reg=reg, share=share)
 
 
 def _check(

@@ -1,5 +1,6 @@
 """The audit as one HTML page: no script, no network, every text escaped, every picture inside."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -10,8 +11,10 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from l2rm.auditing.pictures import loss_histogram, thumbnail
+from l2rm.auditing.flagged import flag_sections
+from l2rm.auditing.pictures import Density, histogram, thumbnail
 from l2rm.evaluation.metrics import Metrics
+from l2rm.rematching.ranks import RankMixture
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit, MetricsByMethod
@@ -39,19 +42,28 @@ class Card:
     probability: float
     given: Picture
     suggested: Picture
+    better_caption: str | None
     confidence: float
     decision: str
     truth: str | None  # "right", "wrong", "matched" (a false alarm), or None where it is not known
     true_name: str
 
 
-def render_report(audit: "Audit", *, metrics: "MetricsByMethod | None" = None, credits: str = "") -> str:
-    """The whole page as text; see `Audit.to_html`."""
+def render_report(
+    audit: "Audit", *, metrics: "MetricsByMethod | None" = None, credits: str = "", folder: str = "audit"
+) -> str:
+    """The whole page as text; see `Audit.to_html`. `folder` is where the audit is, for the commands that come next."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
     template = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        by_losses=audit.by_losses,
+        shown="ranks" if audit.p_values is not None else "losses" if audit.by_losses else "probabilities",
+        judge=audit.judge,
+        ratio=audit.mismatch_ratio,
+        flags=flag_sections(audit),
+        left_out=audit.pairs.left_out,
+        folder=shlex.quote(folder),
+        data=shlex.quote(audit.pairs.source),
         source=audit.pairs.source,
         counts=_counts(audit),
         histograms=_histograms(audit),
@@ -118,6 +130,7 @@ def worst_pairs(audit: "Audit", limit: int = CARDS) -> list[Card]:
 def _card(audit: "Audit", row: int, decision: str, picture_uri: Any, captions: tuple[str, ...]) -> Card:
     pairs = audit.pairs
     given, suggested = int(pairs.image_of[row]), int(audit.candidates[row, 0])
+    better = int(audit.rematch_row[row])
     truth, true_name = None, ""
     if pairs.true_image_of is not None:
         true_image = int(pairs.true_image_of[row])
@@ -129,6 +142,7 @@ def _card(audit: "Audit", row: int, decision: str, picture_uri: Any, captions: t
         probability=float(audit.match_probability[row]),
         given=Picture(name=pairs.images[given], uri=picture_uri(given)),
         suggested=Picture(name=pairs.images[suggested], uri=picture_uri(suggested), captions=captions),
+        better_caption=None if better < 0 else _shortened(pairs.captions[better], LONGEST_CAPTION // 2),
         confidence=float(audit.rematch_confidence[row]),
         decision=decision,
         truth=truth,
@@ -168,17 +182,50 @@ def _counts(audit: "Audit") -> dict[str, int]:
 
 
 def _histograms(audit: "Audit") -> dict[str, Markup]:
-    """The SVG comes from Matplotlib with our own labels only, so it is safe to leave unescaped."""
+    """What the verdict was read off: ranks, losses, or probabilities where losses say nothing, as of pairs learned.
 
-    def density(losses: np.ndarray) -> np.ndarray:
-        found: np.ndarray = audit.mixture.density(torch.from_numpy(losses)).numpy()
+    The SVG comes from Matplotlib with our own labels only, so it is safe to leave unescaped.
+    """
+
+    def density(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = audit.mixture.density(torch.from_numpy(values)).numpy()
         return found
 
-    fit = None if audit.mixture.degenerate else density
+    settings: dict[str, Any] = {"truth": audit.pairs.is_mismatched, "density": density}
+    if audit.p_values is not None and audit.rank_mixture is not None:
+        values, settings["density"] = _ranks_by_powers(audit.p_values, audit.rank_mixture)
+        labels = "share of other images that fit the caption at least as well", "share of images that fit as well"
+        settings |= {"limits": (float(values.min()), 0.0), "powers": True}
+    elif audit.by_losses:
+        values, labels = (
+            audit.losses,
+            ("loss of a pair (mean hinge against other images and captions)", "loss of a pair"),
+        )
+        settings |= {"density": None if audit.mixture.degenerate else density}
+    else:
+        values, labels = audit.match_probability, ("match probability of a pair",) * 2
+        settings |= {"density": None, "limits": (0.0, 1.0), "mark": audit.keep_threshold}
     return {
-        name: Markup(loss_histogram(audit.losses, truth=audit.pairs.is_mismatched, density=fit, size=size))
-        for name, size in (("wide", WIDE), ("narrow", NARROW))
+        name: Markup(histogram(values, label=label, size=size, **settings))
+        for (name, size), label in zip((("wide", WIDE), ("narrow", NARROW)), labels, strict=True)
     }
+
+
+def _ranks_by_powers(p_values: np.ndarray, mixture: RankMixture) -> tuple[np.ndarray, Density]:
+    """Logarithms of p-values, and the mixture's density of these.
+
+    A p-value stands for a step, as images are counted; it is drawn somewhere in its step, so that no gaps show.
+    """
+    step = 2 * float(p_values.min())
+    spread = p_values + (np.random.default_rng(0).random(len(p_values)) - 0.5) * step
+    logs: np.ndarray = np.log10(spread.clip(step / 10, 1))
+
+    def density(values: np.ndarray) -> np.ndarray:
+        p = 10.0**values
+        found: np.ndarray = mixture.density(torch.from_numpy(p)).numpy() * p * np.log(10)
+        return found
+
+    return logs, density
 
 
 def _metrics_rows(metrics: "MetricsByMethod") -> list[dict[str, Any]]:

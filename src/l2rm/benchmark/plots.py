@@ -106,7 +106,7 @@ def plot_rematched(path: Path, found: Sequence[Found], *, title: str, provenance
         for place, index in enumerate(order):
             axes.text(means[place], place, f" {means[place]:.3f} (n = {len(values[index])})", va="center", color=INK)
         axes.set_yticks(places, [names[index] for index in order])
-        axes.set_xlim(0, 1.3 * means.max())
+        axes.set_xlim(0, 1.4 * means.max())
         axes.set_xlabel("mismatched captions and their image's own captions:\nmean TF-IDF cosine")
 
 

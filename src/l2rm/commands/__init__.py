@@ -6,6 +6,7 @@ from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
 from l2rm.commands.distil import Distil
+from l2rm.commands.encode import Encode
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.quickstart import Quickstart
 from l2rm.commands.rematch import Rematch
@@ -13,6 +14,7 @@ from l2rm.commands.train import Train
 
 COMMANDS: dict[str, type[Command]] = {
     "quickstart": Quickstart,
+    "encode": Encode,
     "corrupt": Corrupt,
     "train": Train,
     "distil": Distil,

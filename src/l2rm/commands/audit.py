@@ -2,31 +2,43 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from l2rm.commands.command import Command, Data, Device, ImageRoot, SkipBad
+from l2rm.commands.command import Command, Data, Device, Flag, ImageRoot, SkipBad
 from l2rm.errors import InputError
 from l2rm.summaries import audit_summary
 
 if TYPE_CHECKING:
+    import torch
+
     from l2rm.auditing.audit import Audit as AuditResult
+    from l2rm.data.pairs import Pairs
+    from l2rm.sources import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Command):
     """Judge every pair: how likely it matches, a better partner for it, and whether to keep, rematch or drop it.
 
-    Give a trained model (--model) or similarities from elsewhere (--similarity), images × captions in DATA's order.
+    What judges, one of: a trained model (--model); similarities from elsewhere (--similarity), images × captions in
+    DATA's order; an encoder (--encoder), for image files: a CLIP or SigLIP that transformers knows, by folder or
+    OWNER/MODEL, or efficientnet-lite0, beside which a reader of words is trained, by cross-fitting: no pair is judged
+    by a model that has seen it. With none of them DATA judge themselves, where they are features: two embedding arrays
+    by their cosine (or cross-fitted heads, --head), a precomp folder by cross-fitting.
+
     Audits all rows of a table or of embeddings, the train split of a folder with several. DIR gets audit.parquet, a row
-    a pair, and report.html. Of pairs that RUN was trained on, the training's own match probabilities count. Known
-    mismatches (--mismatch, or a true_image column) only measure the audit.
+    a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN was trained on, the
+    training's own match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the
+    audit. A stopped audit is called again: images are encoded once.
 
     Examples:
+      l2rm audit pairs.csv --encoder efficientnet-lite0 --out audit
+      l2rm audit pairs.csv --encoder openai/clip-vit-base-patch32 --skip-bad --out audit
       l2rm audit pairs.csv --model runs/mine --out audit
       l2rm audit f30k_precomp --mismatch image_40.npy --model runs/f30k-40 --out audit
-      l2rm audit images.npy,captions.npy --similarity clip.npy --out audit
+      l2rm audit images.npy,captions.npy --out audit
     """
 
     data: Data
@@ -36,6 +48,16 @@ class Audit(Command):
     """Folder that l2rm train left."""
     similarity: Annotated[Path | None, arg(metavar="FILE.npy")] = None
     """Similarities (images, captions) instead of a model."""
+    encoder: Annotated[str | None, arg(metavar="NAME")] = None
+    """efficientnet-lite0, or a CLIP or SigLIP of transformers by its folder or its name on the hub."""
+    head: Flag = False
+    """Judge embeddings by cross-fitted linear heads rather than by their cosine; where dimensions differ, that is done
+    anyway."""
+    grid: int = 1
+    """With --encoder efficientnet-lite0: cells along each side of an image that it describes."""
+    evidence: Literal["pair", "image"] = "pair"
+    """In cross-fitting: each caption is ranked by itself, or all captions of an image together, where they came
+    together."""
     split: str | None = None
     """The split to audit."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
@@ -51,8 +73,6 @@ class Audit(Command):
     device: Device = "auto"
 
     def run(self) -> None:
-        if (self.model is None) == (self.similarity is None):
-            raise InputError("audit: what to judge by is open; give --model RUN or --similarity FILE.npy, one of them")
         result = self._judge()
         result.write(self.out)
         print(audit_summary(result))
@@ -60,12 +80,14 @@ class Audit(Command):
 
     def _judge(self) -> "AuditResult":
         from l2rm.auditing.audit import audit, audit_scores
+        from l2rm.auditing.judge import audit_without_model
         from l2rm.data.features import read_array
         from l2rm.evaluation.scores import MatrixScores
         from l2rm.sources import DataConfig, data_for, open_rows, with_features
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device
 
+        self._check()
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("keep_threshold", "rematch_threshold", "seed")
         }
@@ -73,12 +95,41 @@ class Audit(Command):
         data = DataConfig(source=self.data, image_root=self.image_root, skip_bad=self.skip_bad, mismatch=self.mismatch)
         if self.similarity is not None:
             scores = MatrixScores(read_array(self.similarity, mapped=True))
-            return audit_scores(scores, open_rows(data, self.split), **options)
-        assert self.model is not None
+            return audit_scores(scores, open_rows(data, self.split), judge=str(self.similarity), **options)
         device = pick_device(self.device)
+        if self.model is None:
+            pairs = self._featured(data, device)
+            return audit_without_model(pairs, head=self.head, evidence=self.evidence, device=device, **options)
         run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
             open_rows(data, self.split), data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
         )
-        return audit(pairs, run.model, match_probability=run.match_probability(pairs), **options)
+        return audit(
+            pairs, run.model, match_probability=run.match_probability(pairs), judge=f"the model {self.model}", **options
+        )
+
+    def _check(self) -> None:
+        given = [name for name in ("model", "encoder", "similarity") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(f"audit: both --{given[0]} and --{given[1]} are there to judge by; give one of them")
+        if self.head and given in (["model"], ["similarity"]):
+            raise InputError(f"audit: --head learns on embeddings, and --{given[0]} judges already; give one of them")
+
+    def _featured(self, data: "DataConfig", device: "torch.device") -> "Pairs":
+        """The pairs with the features that --encoder makes, or with their own."""
+        from l2rm.sources import EncoderConfig, open_rows, with_features
+
+        pairs = open_rows(data, self.split)
+        if pairs.features is not None and self.encoder is not None:
+            raise InputError(
+                f"{self.data}: has features already, which --encoder {self.encoder} has no pixels to replace; leave "
+                "it out"
+            )
+        if pairs.features is None and self.encoder is None:
+            raise InputError(
+                f"{self.data}: are image files, and what to judge by is open; give --encoder NAME, --model RUN or "
+                "--similarity FILE.npy"
+            )
+        encoder = EncoderConfig(name=self.encoder or "", grid=self.grid)
+        return with_features(pairs, encoder, skip_bad=self.skip_bad, progress=not self.quiet, device=device)

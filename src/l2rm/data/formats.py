@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l2rm.data.features import Features
-from l2rm.data.pairs import Pairs
+from l2rm.data.pairs import LeftOut, Pairs
 from l2rm.data.tables import BadRows, read_table, read_text
 from l2rm.errors import InputError
 
@@ -129,7 +130,10 @@ def _read_precomp(folder: Path, prefix: str, *, image_root: str | Path | None, s
         features=features,
         source=str(path),
     )
-    return pairs.take(bad.rest(len(pairs))) if bad.reasons else pairs
+    if not bad.reasons:
+        return pairs
+    told = (LeftOut(row=f"line {row + 1}", image="", reason=bad.reasons[row]) for row in sorted(bad.reasons))
+    return replace(pairs.take(bad.rest(len(pairs))), left_out=tuple(told))
 
 
 def _captions_file(folder: Path, prefix: str) -> Path | None:
@@ -194,6 +198,10 @@ def _read_table(path: Path, image_root: Path, *, skip_bad: bool) -> Pairs:
     columns = read_table(path, bad)
     _check_cells(columns, image_root, bad)
     good = bad.rest(len(columns["image"]))
+    left_out = tuple(
+        LeftOut(row=f"row {row + 1}", image=columns["image"][row], reason=bad.reasons[row])
+        for row in sorted(bad.reasons)
+    )
     columns = {name: [cells[row] for row in good] for name, cells in columns.items()}
     number = {image: place for place, image in enumerate(dict.fromkeys(columns["image"]))}
     image_of = np.array([number[image] for image in columns["image"]])
@@ -206,6 +214,7 @@ def _read_table(path: Path, image_root: Path, *, skip_bad: bool) -> Pairs:
         true_image_of=_truth(columns, image_of, number),
         image_root=image_root,
         source=str(path),
+        left_out=left_out,
     )
 
 

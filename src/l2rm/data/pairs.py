@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from l2rm.data.features import Features
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A row that could not be used: its number or pair id, its image as far as it is known, and why."""
+
+    row: str
+    image: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs:
     """Rows of (image, caption); an image is listed once, however many captions it has.
@@ -32,6 +41,7 @@ class Pairs:
         features: One entry an image, in the order of `images`.
         caption_features: One embedding a row.
         source: What messages call this table.
+        left_out: Rows that it does not hold, as they could not be used (`skip_bad`).
 
     Raises:
         InputError: Columns of different lengths, an image number out of range, a pair id used twice.
@@ -54,6 +64,7 @@ class Pairs:
     features: Features | None = None
     caption_features: Features | None = None
     source: str = "pairs"
+    left_out: tuple[LeftOut, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.pair_ids:

@@ -3,10 +3,7 @@
 import hashlib
 import logging
 import warnings
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -15,20 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2rm.data.pairs import Pairs
+from l2rm.data.pairs import LeftOut, Pairs
 from l2rm.encoders.efficientnet import EfficientNetLite0
-from l2rm.encoders.pixels import UndecodableImageError, decode
+from l2rm.encoders.filling import BATCH, Embed, Read, fill
+from l2rm.encoders.pixels import decode
 from l2rm.encoders.store import FeatureStore, stamp
 from l2rm.errors import InputError
 from l2rm.files import cache_folder
-from l2rm.progress import track
 
 _log = logging.getLogger("l2rm")
 
-# On a processor, small batches stay in its cache: 4 images take half the time an image that 32 do.
-_BATCH = 4
-# Images between two writes; a killed run loses at most these.
-_STORE_EVERY = 64
 _LISTED = 20
 
 
@@ -70,7 +63,8 @@ def encode(
 
     Args:
         pairs: the table; every image needs a file (`image_path`). Features that it has already are replaced.
-        encoder: a name in `ENCODERS`.
+        encoder: a name in `ENCODERS`; or a transformers model (CLIP, SigLIP) by its folder or its name on the hub,
+            OWNER/MODEL, which gives captions embeddings too; see `l2rm.encoders.hf.encode_both`.
         grid: cells along each side of the image; an image becomes grid² regions, row by row from the top left.
         skip_bad: leave out rows whose image does not decode, and name them in warnings (logger "l2rm").
         progress: tell on standard error how far it has come.
@@ -88,9 +82,45 @@ def encode(
         >>> encode(openmoji.read(), grid=3).features.shape                       # doctest: +SKIP
         (1918, 9, 1280)
     """
+    if encoder not in ENCODERS and is_transformers_name(encoder):
+        from l2rm.encoders.hf import encode_both
+
+        return encode_both(pairs, encoder, skip_bad=skip_bad, progress=progress, device=device)
     kind = _kind(encoder, grid)
-    paths = _paths(pairs)
     store = FeatureStore(_store_path(kind, grid, pairs.image_root), (grid * grid, kind.dim))
+
+    def network() -> tuple[Read, Embed]:
+        return (lambda path: decode(path, kind.size)), kind(grid=grid, device=device)
+
+    return encode_files(pairs, store, network, skip_bad=skip_bad, progress=progress)
+
+
+def is_transformers_name(encoder: str) -> bool:
+    """Whether an encoder's name is that of a model for transformers: a folder, or OWNER/MODEL on the hub."""
+    return "/" in encoder or Path(encoder).is_dir()
+
+
+def encode_files(
+    pairs: Pairs,
+    store: FeatureStore,
+    network: Callable[[], tuple[Read, Embed]],
+    *,
+    skip_bad: bool,
+    progress: bool,
+    batch: int = BATCH,
+) -> Pairs:
+    """Give pairs features out of a store, after whatever is missing there has been encoded.
+
+    Args:
+        pairs, skip_bad, progress: as in `encode`.
+        store: where entries are, and go to.
+        network: makes, where there is anything to encode, what reads a file and what encodes a batch.
+        batch: files at a time.
+
+    Raises:
+        InputError: as `encode`.
+    """
+    paths = _paths(pairs)
     stamps, bad = _stamps(paths)
     if bad and not skip_bad:
         raise _refusal(pairs, paths, bad)
@@ -99,17 +129,33 @@ def encode(
             # Pillow's warnings about files that decode all the same would end up between the lines of the progress bar.
             warnings.simplefilter("ignore")
             missing = {stamp: image for image, stamp in stamps.items() if stamp not in store}
-            network = kind(grid=grid, device=device)
-            bad |= _fill(store, missing, paths, network, stop_at_bad=not skip_bad, progress=progress)
+            files = {stamp: paths[image] for stamp, image in missing.items()}
+            failed = fill(store, files, *network(), stop_at_bad=not skip_bad, progress=progress, batch=batch)
+            bad |= {missing[stamp]: reason for stamp, reason in failed.items()}
         if bad and not skip_bad:
             raise _refusal(pairs, paths, bad)
     if bad:
         _warn(pairs, paths, bad)
-        pairs = replace(pairs, features=None).take(~np.isin(pairs.image_of, list(bad)))
-        if not len(pairs):
-            raise InputError(f"{pairs.source}: no image decodes; check the images and their folder")
+        pairs = _without(pairs, bad)
         stamps, _ = _stamps(_paths(pairs))
     return replace(pairs, features=store.features(list(stamps.values())))
+
+
+def _without(pairs: Pairs, bad: dict[int, str]) -> Pairs:
+    """The rows of the other images; those of the bad ones are told in `left_out`."""
+    is_bad = np.isin(pairs.image_of, list(bad))
+    told = tuple(
+        LeftOut(
+            row=pairs.pair_ids[row],
+            image=pairs.images[pairs.image_of[row]],
+            reason=f"does not decode ({bad[int(pairs.image_of[row])]})",
+        )
+        for row in np.flatnonzero(is_bad)
+    )
+    rest = replace(pairs, features=None, left_out=(*pairs.left_out, *told)).take(~is_bad)
+    if not len(rest):
+        raise InputError(f"{pairs.source}: no image decodes; check the images and their folder")
+    return rest
 
 
 def _kind(encoder: str, grid: int) -> type[Encoder]:
@@ -147,76 +193,6 @@ def _stamps(paths: Sequence[Path]) -> tuple[dict[int, bytes], dict[int, str]]:
         except OSError as error:
             bad[image] = error.strerror or "no such file"
     return stamps, bad
-
-
-def _fill(
-    store: FeatureStore,
-    missing: dict[bytes, int],
-    paths: Sequence[Path],
-    network: Encoder,
-    *,
-    stop_at_bad: bool,
-    progress: bool,
-) -> dict[int, str]:
-    """Encode and store the missing images; return which do not decode, and why; at most one with `stop_at_bad`."""
-    bad: dict[int, str] = {}
-    stamps: list[bytes] = []
-    entries: list[NDArray[np.float16]] = []
-    files = {stamp: paths[image] for stamp, image in missing.items()}
-    with closing(_encoded(files, network)) as results:
-        for key, result in track(results, total=len(missing), what="encoding images", enabled=progress):
-            if isinstance(result, str):
-                bad[missing[key]] = result
-                if stop_at_bad:
-                    break
-            else:
-                stamps.append(key)
-                entries.append(result)
-            if len(stamps) == _STORE_EVERY:
-                store.append(stamps, np.stack(entries))
-                stamps, entries = [], []
-    if stamps:
-        store.append(stamps, np.stack(entries))
-    return bad
-
-
-_Result = tuple[bytes, NDArray[np.float16] | str]
-
-
-def _encoded(files: dict[bytes, Path], network: Encoder) -> Generator[_Result, None, None]:
-    """Decode and encode files; yield each one's entry (R, D), or why it does not decode, in order.
-
-    Every worker thread takes whole batches, decodes and encodes them by itself. Threads that share one convolution
-    wait for one another at each layer, which costs several times as much as soon as a core is busy elsewhere.
-    """
-
-    def work(batch: Sequence[tuple[bytes, Path]]) -> list[_Result]:
-        decoded: dict[bytes, NDArray[np.uint8]] = {}
-        results: dict[bytes, NDArray[np.float16] | str] = {}
-        for key, path in batch:
-            try:
-                decoded[key] = decode(path, network.size)
-            except UndecodableImageError as error:
-                results[key] = str(error)
-        if decoded:
-            entries = network(np.stack(list(decoded.values()))).to(torch.float16).numpy()
-            results |= dict(zip(decoded, entries, strict=True))
-        return [(key, results[key]) for key, _ in batch]
-
-    items = list(files.items())
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[Future[list[_Result]]] = deque()
-    try:
-        for start in range(0, len(items), _BATCH):
-            waiting.append(pool.submit(work, items[start : start + _BATCH]))
-            if len(waiting) > 2 * threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the workers' 1 would be what new threads start with
 
 
 def _refusal(pairs: Pairs, paths: Sequence[Path], bad: dict[int, str]) -> InputError:

@@ -54,15 +54,23 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
         >>> decode(path, 4)[0, 0].tolist()
         [7, 7, 7]
     """
+    square = opened(path, size).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.array(square, dtype=np.uint8)
+
+
+def opened(path: Path, size: int) -> Image.Image:
+    """An image file as an upright RGB picture, at least `size` pixels a side where the file has as many.
+
+    Raises:
+        UndecodableImageError: as `decode`.
+    """
     try:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UndecodableImageError(f"{width} × {height} pixels are too many")
             image.draft(None, (2 * size, 2 * size))  # JPEG: decodes at a fraction of its size where that is enough
-            upright = ImageOps.exif_transpose(image)
-            square = on_white(upright).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
-            return np.array(square, dtype=np.uint8)
+            return on_white(ImageOps.exif_transpose(image))
     except _BROKEN as error:
         raise UndecodableImageError(_why(error)) from error
 

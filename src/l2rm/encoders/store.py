@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ class FeatureStore:
 
     Args:
         path: the .npy file; it need not exist.
-        entry_shape: (R, D).
+        entry_shape: (R, D), or (D,).
 
     Raises:
         InputError: the file is there but not such an array.
@@ -52,7 +53,7 @@ class FeatureStore:
         [[[3.0, 4.0]]]
     """
 
-    def __init__(self, path: Path, entry_shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, entry_shape: tuple[int, ...]) -> None:
         self.path = path
         self.entry_shape = entry_shape
         self._stamps_path = path.with_suffix(".stamps")
@@ -92,7 +93,7 @@ class FeatureStore:
             yield
 
     def append(self, stamps: Sequence[bytes], entries: NDArray[np.floating]) -> None:
-        """Store entries (n, R, D) under n new stamps; only inside `writing`."""
+        """Store entries (n, *entry_shape) under n new stamps; only inside `writing`."""
         if entries.shape != (len(stamps), *self.entry_shape):
             raise ValueError(f"entries of shape {entries.shape} for {len(stamps)} stamps of {self.entry_shape}")
         with self.path.open("r+b") as file, self._stamps_path.open("ab") as stamps_file:
@@ -112,7 +113,7 @@ class FeatureStore:
 
     @property
     def _entry_bytes(self) -> int:
-        return _DTYPE.itemsize * self.entry_shape[0] * self.entry_shape[1]
+        return _DTYPE.itemsize * math.prod(self.entry_shape)
 
     def _header(self, count: int) -> dict[str, object]:
         return {"descr": _DTYPE.str, "fortran_order": False, "shape": (count, *self.entry_shape)}

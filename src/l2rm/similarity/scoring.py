@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.data.batches import Batches
+from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
+from l2rm.encoders.towers import l2_normalise
+from l2rm.errors import InputError
 from l2rm.similarity.model import Encoded, RetrievalModel, evaluating
 
 ENCODE_CHUNK = 512
@@ -68,6 +71,61 @@ class ModelScores:
         """Scores (len(images), len(captions))."""
         with evaluating(self.model), torch.no_grad():
             return self.model.score(self.encoded_images(images), self.encoded_captions(captions))
+
+
+class EmbeddingScores:
+    """The cosine of embeddings that were made elsewhere, in one space for images and captions, as CLIP's are.
+
+    Regions of an image are averaged first. Embeddings of which all fit into `keep` bytes are read once.
+
+    Args:
+        pairs: with `features` and `caption_features` of as many dimensions.
+        keep: bytes of embeddings of images, and of captions, that may be kept.
+
+    Raises:
+        InputError: embeddings are missing, their dimensions differ, or they are not finite.
+
+    Example:
+        >>> from l2rm.data.features import Features
+        >>> vectors = Features(array=np.eye(2, dtype=np.float32))
+        >>> pairs = Pairs(images=("a", "b"), image_of=np.arange(2), captions=("x", "y"), features=vectors,
+        ...               caption_features=vectors)
+        >>> EmbeddingScores(pairs).block(np.arange(2), np.arange(2)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    def __init__(self, pairs: Pairs, *, keep: int = 4 * KEPT_BYTES) -> None:
+        images, captions = pairs.features, pairs.caption_features
+        if images is None or captions is None:
+            raise InputError(f"{pairs.source}: no embeddings of both images and captions; give images.npy,captions.npy")
+        if images.dim != captions.dim:
+            raise InputError(
+                f"{pairs.source}: images have {images.dim} dimensions and captions {captions.dim}, so they are of "
+                "no one space; learn a head on them (--head)"
+            )
+        images.check()
+        captions.check()
+        self._images = _Encodings(lambda index: _unit_vectors(images, index), len(images), keep)
+        self._captions = _Encodings(lambda rows: _unit_vectors(captions, rows), len(captions), keep)
+
+    @property
+    def n_images(self) -> int:
+        """Distinct images."""
+        return len(self._images)
+
+    @property
+    def n_captions(self) -> int:
+        """Captions, one a row of the pairs."""
+        return len(self._captions)
+
+    def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Tensor:
+        """Scores (len(images), len(captions)) in [−1, 1]."""
+        return self._images.take(images).whole @ self._captions.take(captions).whole.T
+
+
+def _unit_vectors(features: Features, index: NDArray[np.int64]) -> Encoded:
+    vectors = features.batch(index)
+    return Encoded(l2_normalise(vectors.mean(1) if vectors.dim() == 3 else vectors))
 
 
 class _Encodings:

@@ -72,7 +72,7 @@ def cross_fit(
                     f"the cross-fitted division takes {len(rows)} pairs of fold {fold + 1} as matched, so nothing is "
                     "left to learn from; warm up longer, or set fold_rounds to 1"
                 )
-            fresh = _warmed_up(model, batches, rows, config, seed, stop)
+            fresh = warmed_up(model, batches, rows, config, seed, stop)
             p_values[held_out] = rank_p_values(
                 Stoppable(ModelScores(fresh, pairs.take(held_out)), stop),
                 pairs.take(held_out).image_of,
@@ -95,7 +95,7 @@ def cross_fit(
     return Division(losses=p_values.numpy(), match_probability=probability, facts=facts)
 
 
-def _warmed_up(
+def warmed_up(
     model: RetrievalModel,
     batches: Batches,
     rows: NDArray[np.int64],

@@ -149,7 +149,7 @@ def predicted_label(S: Tensor, margin: float) -> Tensor:
 
     Example:
         >>> predicted_label(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), 0.2)
-        tensor([1., 0.])
+        tensor([1.0000, 0.5000])
     """
     p = (margin - 0.5 * pair_loss(S, margin)).clamp(min=0)
     best = p.topk(len(p) // 10 + 1).values.mean()

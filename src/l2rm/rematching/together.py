@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2rm.evaluation.scores import Scores
+from l2rm.rematching.candidates import Blocks
 
 Integers = NDArray[np.int64]
 
@@ -66,7 +66,7 @@ class Units:
 class UnitScores:
     """Scores of images against units: the mean over a unit's captions."""
 
-    def __init__(self, scores: Scores, units: Units) -> None:
+    def __init__(self, scores: Blocks, units: Units) -> None:
         self._scores, self._units = scores, units
 
     @property

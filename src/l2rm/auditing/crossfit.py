@@ -1,0 +1,220 @@
+"""Pairs judged by models that never saw them: every fold's images and captions are new to one model, which judges them.
+
+A model that has learned from a wrong pair likes it. So images fall into folds, and for each fold a model learns from
+the pairs of the others alone. It ranks the fold's pairs (`l2rm.training.crossfit.rank_p_values`), all equally new to
+it, and a `RankMixture` over all ranks tells matched from mismatched (cross-fitting: Chernozhukov et al., 2018).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2rm.data.batches import Batches
+from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import Vocabulary
+from l2rm.errors import InputError
+from l2rm.evaluation.scores import Scores
+from l2rm.progress import track
+from l2rm.rematching.ranks import RankMixture
+from l2rm.rematching.settings import RematchingConfig
+from l2rm.similarity.model import RetrievalModel, build_model
+from l2rm.similarity.scoring import ModelScores
+from l2rm.similarity.settings import ModelConfig
+from l2rm.training.crossfit import rank_p_values, warmed_up
+from l2rm.training.settings import TrainConfig
+from l2rm.training.train import data_shape
+
+log = logging.getLogger("l2rm")
+SALT = 104729
+"""Sets the random numbers here apart from those of a training."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossFit:
+    """What models that never saw a pair make of it.
+
+    Attributes:
+        p_values: `(rows,)` in (0, 1], of the last round: the share of images unseen by the judge that fit the caption
+            at least as well as the given one.
+        mixture: fitted to them; its uniform part is the mismatched pairs.
+        match_probability: `(rows,)` the mean over the rounds.
+        scores: of all images and captions; see `CrossFittedScores`.
+    """
+
+    p_values: NDArray[np.float64]
+    mixture: RankMixture
+    match_probability: NDArray[np.float64]
+    scores: Scores
+
+
+class CrossFittedScores:
+    """Similarities of which no pair's was learned: that of image i and caption c is the mean of two models' scores.
+
+    One has seen nothing of the image's fold, the other nothing of the caption's. For a given pair both are the same
+    model, to which image and caption are new; for any other, neither has learned that the two belong together.
+
+    Args:
+        models: a model's scores of all pairs, for each fold.
+        image_fold: (images,) fold of each image.
+        caption_fold: (captions,) fold of the image that each caption is given.
+    """
+
+    def __init__(
+        self, models: Sequence[Scores], image_fold: NDArray[np.int64], caption_fold: NDArray[np.int64]
+    ) -> None:
+        self._models, self._image_fold, self._caption_fold = tuple(models), image_fold, caption_fold
+
+    @property
+    def n_images(self) -> int:
+        """Distinct images."""
+        return len(self._image_fold)
+
+    @property
+    def n_captions(self) -> int:
+        """Captions."""
+        return len(self._caption_fold)
+
+    def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> torch.Tensor:
+        """Scores (len(images), len(captions)), float32 on the CPU."""
+        found = torch.zeros(len(images), len(captions))
+        for fold, scores in enumerate(self._models):
+            rows = np.flatnonzero(self._image_fold[images] == fold)
+            columns = np.flatnonzero(self._caption_fold[captions] == fold)
+            if len(rows):
+                found[rows] += 0.5 * scores.block(images[rows], captions).float().cpu()
+            if len(columns):
+                found[:, columns] += 0.5 * scores.block(images, captions[columns]).float().cpu()
+        return found
+
+
+def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "image"] = "pair") -> TrainConfig:
+    """How the judges learn: small towers, in seconds for some thousand pairs and minutes for 50,000.
+
+    Captions as words are read as bags of words; embeddings get a linear head. Few images are divided into more folds,
+    so that each judge has more to learn from.
+
+    Args:
+        pairs: what is to be judged.
+        seed: rules folds, weights and the order of batches.
+        evidence: "image" ranks all captions of an image together, for data in which they came together.
+    """
+    few = pairs.n_images < 5000
+    words = pairs.caption_features is None
+    passes = max(2, min(10, round(20_000 / max(1, len(pairs)))))
+    return TrainConfig(
+        seed=seed,
+        warmup_epochs=2 if words and len(pairs) > 5000 else passes,
+        batch_size=128,
+        lr=3e-3 if words else 1e-3,
+        model=ModelConfig(
+            similarity="cosine",
+            caption_tower="bag",
+            embed_dim=256,
+            dropout=0.4,
+            min_word_count=1 if len(pairs) < 20_000 else 2,
+        ),
+        rematching=RematchingConfig(
+            tau=0.1 if words else 0.05, folds=8 if few else 4, fold_rounds=2, evidence=evidence
+        ),
+    )
+
+
+def cross_fit_pairs(
+    pairs: Pairs,
+    config: TrainConfig,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> CrossFit:
+    """Judge every pair by models that never saw its image, nor the captions that the image is given.
+
+    For `rematching.fold_rounds` rounds, images fall anew into `rematching.folds` folds, and a fresh model is warmed up
+    for each on the pairs of the others; from the second round on, on pairs drawn by their match probability so far.
+
+    Args:
+        pairs: with features of images; captions as words or embeddings.
+        config: of the models: `warmup_epochs`, `lr`, `batch_size`, `model`, and of `rematching` `folds`, `fold_rounds`,
+            `evidence` and `tau`.
+        groups: (images,) numbers; images of one number (copies of one picture, say) share a fold.
+        device: where the models learn.
+        progress: tell on standard error how far it is.
+
+    Raises:
+        InputError: too few images or groups for the folds, no features.
+        RuntimeError: a round takes next to no pairs of a fold as matched, so that nothing is left to learn from.
+    """
+    settings = config.rematching
+    groups = np.arange(pairs.n_images) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if (n_groups := int(groups.max(initial=-1)) + 1) < 2 * settings.folds:
+        raise InputError(
+            f"{pairs.source}: {n_groups} different images are too few to learn on some and judge others "
+            f"({settings.folds} folds of two or more); give a model (--model) or similarities (--similarity)"
+        )
+    batches, template = _prepared(pairs, config, device)
+    generator = np.random.default_rng((config.seed, SALT))
+    taken = np.ones(len(pairs), dtype=bool)
+    rounds = []
+    steps = iter(
+        track(
+            range(settings.fold_rounds * settings.folds),
+            total=settings.fold_rounds * settings.folds,
+            what="learning to judge",
+            enabled=progress,
+        )
+    )
+    for turn in range(settings.fold_rounds):
+        image_fold = generator.permutation(np.arange(n_groups) % settings.folds)[groups]
+        fold_of = image_fold[pairs.image_of]
+        p_values = torch.zeros(len(pairs), dtype=torch.float64)
+        models: list[Scores] = []
+        for fold in range(settings.folds):
+            next(steps)
+            seed = (config.seed, SALT, turn, fold)
+            rows = np.flatnonzero((fold_of != fold) & taken)
+            if len(rows) < 2:
+                raise RuntimeError(
+                    f"cross-fitting takes {len(rows)} pairs outside of fold {fold + 1} as matched, and has nothing to "
+                    "learn from; the captions may have nothing to do with the images"
+                )
+            fresh = warmed_up(template, batches, rows, config, seed, lambda: None)
+            held_out = pairs.take(rows_of_fold := np.flatnonzero(fold_of == fold))
+            p_values[rows_of_fold] = rank_p_values(
+                ModelScores(fresh, held_out),
+                held_out.image_of,
+                tau=settings.tau,
+                together=settings.evidence == "image",
+                seed=seed,
+            ).double()
+            if turn == settings.fold_rounds - 1:
+                models.append(ModelScores(fresh, pairs))
+        mixture = RankMixture.fit(p_values)
+        rounds.append(mixture.match_probability(p_values).numpy())
+        probability: NDArray[np.float64] = np.stack(rounds).mean(0)
+        taken = generator.random(len(pairs)) < probability
+        log.info("round %d of %d: %.1f %% mismatched", turn + 1, settings.fold_rounds, 100 * mixture.mismatch_ratio)
+    next(steps, None)
+    return CrossFit(
+        p_values=p_values.numpy(),
+        mixture=mixture,
+        match_probability=probability,
+        scores=CrossFittedScores(models, image_fold, fold_of),
+    )
+
+
+def _prepared(pairs: Pairs, config: TrainConfig, device: torch.device | str) -> tuple[Batches, RetrievalModel]:
+    """All pairs as batches, and a model that only tells what kind the others are."""
+    vocabulary = None
+    if pairs.caption_features is None:
+        vocabulary = Vocabulary.build(
+            pairs.captions, tokeniser=config.model.tokeniser, min_count=config.model.min_word_count
+        )
+    with torch.random.fork_rng(devices=[]):
+        template = build_model(config.model, data_shape(pairs, vocabulary)).to(device)
+    template.vocabulary = vocabulary
+    return Batches(pairs, vocabulary, device), template

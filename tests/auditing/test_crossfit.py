@@ -1,0 +1,148 @@
+"""Judges that never saw what they judge, and audits that need no trained model."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from l2rm.auditing import crossfit
+from l2rm.auditing.crossfit import CrossFittedScores, cross_fit_config, cross_fit_pairs
+from l2rm.auditing.judge import audit_without_model
+from l2rm.data.features import Features
+from l2rm.data.mismatch import inject_mismatches
+from l2rm.data.pairs import Pairs
+from l2rm.errors import InputError
+from l2rm.evaluation.scores import MatrixScores
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WORDS = ("red", "blue", "dog", "cat", "kite", "sea", "tree", "car", "sun", "moon", "hat", "bee")
+
+
+def world(images: int = 240, *, ratio: float = 0.3, embedded: int | None = None) -> Pairs:
+    """Images of four words each, 30 % of them mismatched; captions as words, or as embeddings of `embedded` numbers."""
+    generator = np.random.default_rng(0)
+    words = np.stack([generator.permutation(len(WORDS))[:4] for _ in range(images)])
+    meaning = generator.normal(size=(len(WORDS), 24))
+    features = meaning[words].sum(1) + 0.3 * generator.normal(size=(images, 24))
+    captions = None
+    if embedded is not None:
+        turned = generator.normal(size=(24, embedded)) if embedded != 24 else np.eye(24)
+        captions = Features(array=((meaning[words].sum(1) + 0.3 * generator.normal(size=(images, 24))) @ turned))
+    pairs = Pairs(
+        images=tuple(f"{n}" for n in range(images)),
+        image_of=np.arange(images),
+        captions=tuple(" ".join(WORDS[word] for word in row) for row in words),
+        features=Features(array=features),
+        caption_features=captions,
+        source="world",
+    )
+    return inject_mismatches(pairs, ratio=ratio, level="image", seed=1).pairs
+
+
+def quick(pairs: Pairs, **settings: object):  # type: ignore[no-untyped-def]
+    config = cross_fit_config(pairs)
+    rematching = replace(config.rematching, folds=3, fold_rounds=1)
+    return replace(config, batch_size=32, warmup_epochs=6, rematching=rematching, **settings)
+
+
+def test_no_judge_has_seen_what_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = world(90)
+    learned: list[np.ndarray] = []
+    judged: list[tuple[str, ...]] = []
+    inner, ranked = crossfit.warmed_up, crossfit.rank_p_values
+
+    def warmed_up(model, batches, rows, *rest):  # type: ignore[no-untyped-def]
+        learned.append(rows)
+        return inner(model, batches, rows, *rest)
+
+    def rank_p_values(scores, image_of, **settings):  # type: ignore[no-untyped-def]
+        judged.append(tuple(image_of.tolist()))
+        return ranked(scores, image_of, **settings)
+
+    monkeypatch.setattr(crossfit, "warmed_up", warmed_up)
+    monkeypatch.setattr(crossfit, "rank_p_values", rank_p_values)
+    groups = np.arange(90) // 2  # images by twos are one picture
+    found = cross_fit_pairs(pairs, quick(pairs), groups=groups, progress=False)
+    assert len(learned) == len(judged) == 3
+    everyone = np.arange(90)
+    for rows, own in zip(learned, judged, strict=True):
+        assert len(own) == 90 - len(rows)
+        assert not set(groups[pairs.image_of[rows]]) & set(groups[pairs.image_of[np.setdiff1d(everyone, rows)]])
+    assert ((found.p_values > 0) & (found.p_values <= 1)).all()
+
+
+def test_scores_are_means_of_the_two_models_that_know_one_side_less() -> None:
+    generator = np.random.default_rng(0)
+    matrices = [generator.normal(size=(7, 9)).astype(np.float32) for _ in range(3)]
+    image_fold, caption_fold = generator.integers(0, 3, 7), generator.integers(0, 3, 9)
+    scores = CrossFittedScores([MatrixScores(matrix) for matrix in matrices], image_fold, caption_fold)
+    images, captions = np.array([6, 0, 3]), np.array([8, 1, 2, 5])
+    expected = [
+        [(matrices[image_fold[i]][i, c] + matrices[caption_fold[c]][i, c]) / 2 for c in captions] for i in images
+    ]
+    np.testing.assert_allclose(scores.block(images, captions).numpy(), expected, atol=1e-6)
+
+
+def test_words_are_judged_by_models_made_for_it() -> None:
+    audit = audit_without_model(world(), progress=False)
+    assert audit.detection is not None
+    assert audit.detection.auroc > 0.85
+    assert audit.p_values is not None
+    assert audit.mismatch_ratio is not None
+    assert audit.mismatch_ratio.method == "rank mixture"
+    assert 0.15 < audit.mismatch_ratio.estimate < 0.55
+    assert ((audit.rematch_confidence >= 0) & (audit.rematch_confidence <= 1)).all()
+
+
+def test_embeddings_of_one_space_are_judged_by_their_cosine() -> None:
+    pairs = world(embedded=24)
+    audit = audit_without_model(pairs, progress=False)
+    assert audit.detection is not None
+    assert audit.detection.auroc > 0.98
+    assert audit.p_values is None
+    assert audit.rematch_hits is not None
+    assert audit.rematch_hits.hit1 > 0.6
+
+
+def test_other_dimensions_or_head_learn_heads(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "l2rm"):
+        audit = audit_without_model(world(embedded=16), progress=False)
+    assert "linear heads are learned" in caplog.text
+    assert audit.p_values is not None
+    assert audit.detection is not None
+    assert audit.detection.auroc > 0.8
+    assert audit_without_model(world(100, embedded=24), head=True, progress=False).p_values is not None
+
+
+def test_embeddings_of_two_spaces_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    pairs = world(embedded=24)
+    strangers = Features(array=np.random.default_rng(5).normal(size=(240, 24)))
+    with caplog.at_level(logging.WARNING, "l2rm"):
+        audit_without_model(replace(pairs, caption_features=strangers), progress=False)
+    assert "--head" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "l2rm"):
+        audit_without_model(pairs, progress=False)
+    assert not caplog.text
+
+
+def test_what_cannot_be_judged_is_told(tmp_path: Path) -> None:
+    pairs = world(10)
+    with pytest.raises(InputError, match="too few to learn on some and judge others"):
+        audit_without_model(pairs, progress=False)
+    with pytest.raises(InputError, match="--head is for embeddings"):
+        audit_without_model(pairs, head=True, progress=False)
+    with pytest.raises(InputError, match="without features"):
+        audit_without_model(replace(pairs, features=None), progress=False)
+
+
+def test_the_same_seed_gives_the_same_verdicts() -> None:
+    pairs = world(90)
+    torch.manual_seed(1)
+    one = cross_fit_pairs(pairs, quick(pairs), progress=False)
+    torch.manual_seed(2)
+    two = cross_fit_pairs(pairs, quick(pairs), progress=False)
+    np.testing.assert_array_equal(one.p_values, two.p_values)
