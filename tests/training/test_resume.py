@@ -387,20 +387,20 @@ def test_features_that_have_changed_are_refused(go, small, tmp_path, monkeypatch
 def test_a_step_that_is_not_finite_is_told_undone_and_saved(finished, go, monkeypatch, tmp_path, where):
     learn, done = Trainer._learn, 0
 
-    def spoiled(self, epoch, batch, suspects):
+    def spoiled(self, epoch, batch, suspects=None):
         nonlocal done
         done += 1
         if done == 40 and where == "the gradient":
             parameter = next(self.model.parameters())
             hook = parameter.register_hook(lambda gradient: gradient * torch.nan)
             try:
-                return learn(self, epoch, batch, suspects)
+                return learn(self, epoch, *(one for one in (batch, suspects) if one is not None))
             finally:
                 hook.remove()
         if done == 40:
             spoilt = batch if where == "the loss" else suspects
             spoilt.images[2, 0, 0] = torch.nan
-        return learn(self, epoch, batch, suspects)
+        return learn(self, epoch, *(one for one in (batch, suspects) if one is not None))
 
     monkeypatch.setattr(Trainer, "_learn", spoiled)
     with pytest.raises(RuntimeError, match=r"epoch 4, step \d: .*saved .* of pairs .*not_finite\.json") as raised:
