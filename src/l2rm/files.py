@@ -46,6 +46,9 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
     old = beside.with_name(beside.name + ".old")
     try:
         yield beside
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o777 & ~umask)
         if path.exists():
             os.replace(path, old)
         os.replace(beside, path)

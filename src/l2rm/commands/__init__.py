@@ -5,7 +5,10 @@ from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
 from l2rm.commands.corrupt import Corrupt
 from l2rm.commands.evaluate import Evaluate
+from l2rm.commands.index import Index
 from l2rm.commands.quickstart import Quickstart
+from l2rm.commands.search import Search
+from l2rm.commands.serve import Serve
 from l2rm.commands.train import Train
 
 COMMANDS: dict[str, type[Command]] = {
@@ -14,6 +17,9 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "evaluate": Evaluate,
     "audit": Audit,
+    "index": Index,
+    "search": Search,
+    "serve": Serve,
     "convert": Convert,
 }
 """By name, in the order of the help. Nothing here imports torch before `run`, so that help answers at once."""
