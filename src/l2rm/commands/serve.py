@@ -72,8 +72,7 @@ class Serve(Command):
         index, routers = None, []
         if self.index is not None:
             index = Index(self.index)
-            if index.manifest.fingerprint is not None:
-                index.encoder  # noqa: B018 - the model is loaded now, not by the first who asks
+            index.warm_up()
         if self.audit is not None:
             from l2rm.auditing.review import review_router
 

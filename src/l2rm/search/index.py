@@ -1,5 +1,6 @@
 """`Index`: images and captions that can be searched by words, pictures, items and vectors."""
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from l2rm.data.features import read_array
 from l2rm.data.pairs import Pairs
@@ -251,6 +253,17 @@ class Index:
         if not np.isfinite(vectors).all():
             raise InputError("vector: has a NaN or infinite value; compute it again")
         return self.items[target].search(np.ascontiguousarray(vectors, dtype=np.float32), k)
+
+    def warm_up(self) -> None:
+        """Load the model and answer once, so that the first who asks does not wait for what is made once."""
+        if self.manifest.fingerprint is None:
+            return
+        if self.encoder.model.vocabulary is not None:
+            self.search_text("words")
+        if self.manifest.encoder is not None:
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8), "white").save(file, format="PNG")
+            self.search_image(file.getvalue())
 
     def hit(self, kind: Kind, number: int, score: float) -> Hit:
         """An item as a result."""

@@ -30,6 +30,7 @@ from l2rm.search.telemetry import Telemetry
 ItemId = Annotated[int, PathParameter(ge=0, lt=ID_LIMIT)]
 ASSETS = Path(__file__).parent / "page"
 RELOAD_SECONDS = 1.0
+WALL = 24
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem} for code in (400, 404, 413, 422, 504)
 }
@@ -267,7 +268,7 @@ def _page(service: _Service, review: str | None) -> APIRouter:
     async def page() -> str:
         index = service.index
         images = index.items["image"].ids
-        shown = images[np.linspace(0, len(images) - 1, min(24, len(images))).astype(int)] if len(images) else images
+        shown = np.random.default_rng(3).permutation(images)[:WALL]
         return template.render(
             facts=Facts.of(index, service.limits), review=review, wall=wall(index, shown), examples=examples(index)
         )
