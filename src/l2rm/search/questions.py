@@ -70,7 +70,8 @@ class Question(BaseModel):
 
     def query(self) -> Query:
         """What the index is asked."""
-        vector = None if self.vector is None else np.array(self.vector, dtype=np.float64).astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite, and refused for that
+            vector = None if self.vector is None else np.array(self.vector, dtype=np.float64).astype(np.float32)
         return Query(text=self.text, image=self.image, caption=self.caption, vector=vector)
 
 

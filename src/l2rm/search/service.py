@@ -259,7 +259,7 @@ def _json(content: Any) -> Response:
 
 
 def _page(service: _Service, review: str | None) -> APIRouter:
-    """The page and its two files."""
+    """The page and its files."""
     router = APIRouter(include_in_schema=False)
     loader = jinja2.FileSystemLoader(ASSETS)
     template = jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True).get_template("search.html.jinja")
@@ -273,7 +273,7 @@ def _page(service: _Service, review: str | None) -> APIRouter:
             facts=Facts.of(index, service.limits), review=review, wall=wall(index, shown), examples=examples(index)
         )
 
-    for name, kind in (("search.css", "text/css"), ("search.js", "text/javascript")):
+    for name, kind in (("search.css", "text/css"), ("search.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
         content = (ASSETS / name).read_bytes()
         router.add_api_route(f"/assets/{name}", _constant(content, kind), methods=["GET"])
     return router
