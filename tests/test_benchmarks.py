@@ -38,3 +38,18 @@ def test_speed(tmp_path: Path) -> None:
         assert row["max_abs_diff"] <= (0.05 if work.endswith("bf16") else 1e-6), row
         assert min(row["naive_s"], row["l2rm_s"], row["naive_peak_mib"], row["l2rm_peak_mib"]) > 0
     assert 0.05 < rows["similarity_cascade"]["share"] < 0.5
+
+
+def test_serve(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra serve brings it")
+    pytest.importorskip("faiss", reason="the extra faiss brings it")
+    command = [sys.executable, str(SCRIPTS / "serve.py"), "--tiny", "--json", "serve.json", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "serve.json").read_text())
+    assert found["rows"].keys() == {"bare_calls", "bare_batches", "http", "http_batches"}
+    assert all(row["queries_s"] > 0 and row["p95_ms"] >= row["p50_ms"] > 0 for row in found["rows"].values())
+    assert found["approximate"]["recall"] > 0.8
+    assert not list(tmp_path.glob("l2rm-serve-*"))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.recipes import quickstart as recipe
+from l2rm.search.index import Index
 from l2rm.training.settings import TrainConfig
 
 COLOURS, SHAPES = 8, 8
@@ -93,7 +95,12 @@ def check_contract(out: Path, printed: str) -> dict[str, Any]:
     rows = [line for line in printed.splitlines() if line.split()[:1] in (["plain"], ["l2rm"], ["oracle"])]
     assert [line.split()[0] for line in rows] == ["plain", "l2rm", "oracle"]
     assert [line.split()[-1] for line in rows] == [f"{summary[line.split()[0]]['rsum']:.1f}" for line in rows]
-    assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
+    *_, report, search = printed.splitlines()
+    assert report == f"report: {out / 'report.html'}"
+    assert re.fullmatch(rf"search its \d+ pictures: l2rm serve {re.escape(str(out / 'index'))}", search)
+    index = Index(out / "index")
+    name = index.items["caption"].value(0, "caption")
+    assert len(index.search_text(name, k=3)) == 3
     return summary
 
 
