@@ -88,7 +88,8 @@ class Guard:
                 return
             if claimed.isdecimal() and int(claimed) > self.max_bytes:
                 raise _TooLarge
-            await asyncio.wait_for(self.app(scope, limited, dressed), self.seconds)
+            async with asyncio.timeout(self.seconds):
+                await self.app(scope, limited, dressed)
         except _TooLarge:
             await self._refuse(scope, receive, dressed, status, 413, f"more than {self.max_bytes} bytes; send less")
         except TimeoutError:
