@@ -45,7 +45,11 @@ async def take(address: str, words: str, out: Path) -> None:
         await photograph(browser, address, out / "search-start.png", {"width": 1200, "height": 780})
         await photograph(browser, address, out / "search-start-phone.png", phone)
         await photograph(
-            browser, f"{address}?q={words}&in=captions", out / "search-captions.png", {"width": 1200, "height": 780}, dark=True
+            browser,
+            f"{address}?q={words}&in=captions",
+            out / "search-captions.png",
+            {"width": 1200, "height": 780},
+            dark=True,
         )
         await browser.close()
 

@@ -4,8 +4,8 @@
 
 Vectors are clustered, as embeddings are: random centres and noise. Bare FAISS is called as a library from 16 threads, a
 query a call, and from one thread, 16 queries a call. Over HTTP, 16 clients on keep-alive connections in a process of
-their own send a vector and wait for its answer; or 16 vectors at once. Everything shares the machine's cores. Rounds take
-turns, and medians over rounds are told. `--page` measures in Chromium, from the Enter key to the first picture on the page.
+their own send a vector and wait for its answer; or 16 vectors at once. Everything shares the machine's cores. Rounds
+take turns, and medians over rounds are told. `--page` measures in Chromium, from Enter to the first picture.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from l2rm.search.approximate import Lists
 from l2rm.search.index import Index
 
 CLIENTS, K = 16, 10
+WORDS = ("red heart", "cat", "house by the sea", "clock", "green tree", "smiling face", "car", "flower", "moon")
 
 
 def main() -> None:
@@ -125,7 +126,8 @@ def measure(index: Index, queries: np.ndarray, seconds: float, rounds: int) -> d
         server.send_signal(signal.SIGTERM)
         server.wait(30)
     return {
-        name: {key: round(float(np.median([row[key] for row in rows])), 3) for key in rows[0]} for name, rows in found.items()
+        name: {key: round(float(np.median([row[key] for row in rows])), 3) for key in rows[0]}
+        for name, rows in found.items()
     }
 
 
@@ -195,15 +197,14 @@ def page(folder: Path) -> dict[str, Any]:
     )
     assert server.stdout is not None
     address = server.stdout.readline().split()[0]
-    took = []
+    took: list[float] = []
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
             window = browser.new_page()
             window.goto(address)
             window.wait_for_load_state("networkidle")
-            for words in ("red heart", "cat", "house by the sea", "clock", "green tree", "smiling face", "car", "flower", "moon"):
-                took.append(window.evaluate(FIRST_PICTURE, words))
+            took = [window.evaluate(FIRST_PICTURE, words) for words in WORDS]
             browser.close()
     finally:
         server.send_signal(signal.SIGTERM)
@@ -218,7 +219,8 @@ FIRST_PICTURE = """(words) => new Promise((done) => {
   document.getElementById("form").requestSubmit();
   const look = () => {
     const picture = results.querySelector(".tile img");
-    if (results.firstElementChild !== before && picture?.complete && picture.naturalWidth) done(performance.now() - began);
+    const changed = results.firstElementChild !== before;
+    if (changed && picture?.complete && picture.naturalWidth) done(performance.now() - began);
     else requestAnimationFrame(look);
   };
   look();

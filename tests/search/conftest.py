@@ -47,7 +47,7 @@ def colours() -> Iterator[None]:
 
 
 def draw(folder: Path, count: int = COUNT, *, first: int = 0) -> Pairs:
-    """Pictures of four random colours, with two captions each of random words, and the features that `Colours` makes."""
+    """Pictures of four random colours, two captions each of random words, and the features that `Colours` makes."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(first)
     cells = generator.integers(256, size=(count, 2, 2, 3), dtype=np.uint8)

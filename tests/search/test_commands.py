@@ -130,7 +130,9 @@ def test_serve_with_a_review(tmp_path: Path) -> None:
         Serve(audit=tmp_path, quiet=True).run()
 
 
-def test_a_copy_of_the_folder_is_enough(cosine: RetrievalModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_of_the_folder_is_enough(
+    cosine: RetrievalModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_model_folder(tmp_path / "run", cosine)
     pairs = draw(tmp_path / "drawn", 6)
     index = Index.build(pairs, cosine, out=tmp_path / "index")

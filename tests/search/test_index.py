@@ -50,7 +50,9 @@ def test_all_four_ways(index: Index, model: RetrievalModel, drawn: Pairs) -> Non
         assert image not in [hit.id for hit in like]
         assert len(like) == drawn.n_images - 1
         captions = index.search_item("image", image, k=5, target="caption")
-        np.testing.assert_allclose([hit.score for hit in captions], S[image, [hit.id for hit in captions]], atol=tolerance)
+        np.testing.assert_allclose(
+            [hit.score for hit in captions], S[image, [hit.id for hit in captions]], atol=tolerance
+        )
 
 
 def test_a_shortlist_is_scored_by_the_model(drawn: Pairs, tmp_path: Path) -> None:
@@ -81,7 +83,8 @@ def test_add_remove_compact_is_a_rebuild(index: Index, model: RetrievalModel, dr
 
     kept = drawn.take([row for row in range(len(drawn)) if row // 2 not in (3, 5) and row != 0])
     wanted = {
-        kept.images[image]: score for image, score in enumerate(scores_of(model, kept)[:, kept.captions.index(drawn.captions[20])])
+        kept.images[image]: score
+        for image, score in enumerate(scores_of(model, kept)[:, kept.captions.index(drawn.captions[20])])
     }
     for state in ("changed", "opened again", "compact"):
         if state == "opened again":
@@ -188,7 +191,9 @@ def test_what_is_no_index(tmp_path: Path, drawn: Pairs, cosine: RetrievalModel) 
         Index(index.folder)
 
 
-def test_a_failed_build_leaves_the_old_index(served_index: Index, drawn: Pairs, cosine: RetrievalModel, tmp_path: Path) -> None:
+def test_a_failed_build_leaves_the_old_index(
+    served_index: Index, drawn: Pairs, cosine: RetrievalModel, tmp_path: Path
+) -> None:
     index = Index.build(drawn, cosine, out=tmp_path / "index")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     broken = Pairs(images=drawn.images, image_of=drawn.image_of, captions=drawn.captions)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - scripts for the browser
 """The page in a real browser: search, upload, more like this; what is wrong is said; and it is for everyone.
 
 Debian's Chromium (apt package chromium); skipped where there is none.
@@ -78,7 +79,10 @@ def page(size: dict[str, int], browser: Any, address: str) -> Iterator[Any]:
     elsewhere: list[str] = []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda one: elsewhere.append(one.url) if not one.url.startswith((address, "blob:", "data:")) else None)
+    page.on(
+        "request",
+        lambda one: elsewhere.append(one.url) if not one.url.startswith((address, "blob:", "data:")) else None,
+    )
     page.goto(address)
     yield page
     assert not elsewhere
@@ -100,9 +104,13 @@ def test_a_visit(page: Any, pairs: Pairs, address: str) -> None:
     assert page.url.endswith("?q=red+kite")
     assert page.locator("h2").inner_text() == "Pictures for “red kite”"
     images = page.locator(".tile img")
-    page.wait_for_function("[...document.querySelectorAll('.tile img')].slice(0, 4).every((one) => one.naturalWidth > 0)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.tile img')].slice(0, 4).every((one) => one.naturalWidth > 0)"
+    )
     assert images.count() == 24
-    scores = [float(text) for text in re.findall(r"score (-?\d\.\d{3})", " ".join(page.locator(".tile").all_inner_texts()))]
+    scores = [
+        float(text) for text in re.findall(r"score (-?\d\.\d{3})", " ".join(page.locator(".tile").all_inner_texts()))
+    ]
     assert scores == sorted(scores, reverse=True)
 
     page.get_by_label("Captions").check()
@@ -161,7 +169,7 @@ def test_what_is_wrong_is_said(page: Any, tmp_path: Path) -> None:
     page.get_by_role("alert").filter(has_text="does not answer").wait_for()
     page.unroute("**/api/search?*")
     page.get_by_role("button", name="Try again").click()
-    wait_for(page)
+    wait_for(page, kind="caption")  # it still looks among captions
     assert page.get_by_role("alert").count() == 0
 
 
@@ -244,8 +252,15 @@ def test_keys_reach_everything_in_order(page: Any) -> None:
     reached = []
     for _ in range(9):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.name"))
-        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or reached[-1] in ("words", "in")
+        reached.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.className || document.activeElement.name"
+            )
+        )
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none" or reached[-1] in (
+            "words",
+            "in",
+        )
     assert reached[:6] == ["skip", "mark", "words", "choose", "go", "in"]
     while page.evaluate("document.activeElement.closest('.tile') === null"):
         page.keyboard.press("Tab")

@@ -62,7 +62,9 @@ def test_words_items_and_vectors(client: TestClient, served_index: Index) -> Non
     by_post = client.post("/api/search", json={"text": text, "k": 7}).json()["results"]
     assert [(hit["id"], hit["name"]) for hit in by_get] == [(hit["id"], hit["name"]) for hit in by_post] == wanted
     like = client.post("/api/search", json={"image": 4, "target": "captions", "k": 3}).json()["results"]
-    assert [hit["id"] for hit in like] == [hit.id for hit in served_index.search_item("image", 4, k=3, target="caption")]
+    assert [hit["id"] for hit in like] == [
+        hit.id for hit in served_index.search_item("image", 4, k=3, target="caption")
+    ]
     vector = served_index.items["image"].vector(9)
     assert client.post("/api/search", json={"vector": vector.tolist()}).json()["results"][0]["id"] == 9
     body = np.stack([vector, -vector]).astype("<f4").tobytes()
@@ -98,10 +100,14 @@ def test_health_metrics_and_openapi(client: TestClient) -> None:
     text = client.get("/metrics").text
     assert 'l2rm_items{kind="image"} 60.0' in text
     assert 'l2rm_requests_total{route="/api/search",status="200"}' in text
-    assert {"/api/search", "/api/search/batch", "/api/search/picture"} <= client.get("/openapi.json").json()["paths"].keys()
+    assert {"/api/search", "/api/search/batch", "/api/search/picture"} <= client.get("/openapi.json").json()[
+        "paths"
+    ].keys()
 
 
-def test_changes_on_the_disk_are_followed(cosine: RetrievalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_on_the_disk_are_followed(
+    cosine: RetrievalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("l2rm.search.service.RELOAD_SECONDS", 0)
     Index.build(draw(tmp_path / "drawn"), cosine, out=tmp_path / "index", encoder=ENCODER)
     with TestClient(make_app(Index(tmp_path / "index"), hosts=("testserver",))) as client:
@@ -143,7 +149,12 @@ def test_long_words_and_broken_bodies(client: TestClient) -> None:
     assert client.post("/api/search/vectors", content=b"123").status_code == 422
     nan = np.full(16, np.nan, dtype="<f4").tobytes()
     assert client.post("/api/search/vectors", content=nan).status_code == 422
-    assert client.post("/api/search", content=b'{"vector": [NaN]}', headers={"content-type": "application/json"}).status_code == 422
+    assert (
+        client.post(
+            "/api/search", content=b'{"vector": [NaN]}', headers={"content-type": "application/json"}
+        ).status_code
+        == 422
+    )
     assert client.get("/api/images/77777").status_code == 404
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from l2rm.commands.command import Command, DATA_HELP, Device, Flag, ImageRoot, SkipBad
+from l2rm.commands.command import DATA_HELP, Command, Device, Flag, ImageRoot, SkipBad
 from l2rm.errors import InputError
 from l2rm.summaries import index_summary
 
@@ -61,8 +61,8 @@ class Index(Command):
         asked = [name for name in ("data", "add", "remove", "compact") if getattr(self, name)]
         if len(asked) != 1:
             raise InputError(
-                f"index: {' and '.join(asked) or 'nothing'} is asked for; give --data to make an index, or one of --add, "
-                "--remove, --compact to change one"
+                f"index: {' and '.join(asked) or 'nothing'} is asked for; give --data to make an index, or one of "
+                "--add, --remove, --compact to change one"
             )
         print(index_summary(self._make() if self.data is not None else self._change()))
 
@@ -93,11 +93,14 @@ class Index(Command):
         if self.add is not None:
             pairs, _ = self._pairs(self.add, run, index)
             replaced = index.add(pairs)
-            print(f"added {pairs.n_images} images, {len(pairs)} captions" + (f"; {replaced} replaced" if replaced else ""))
+            print(
+                f"added {pairs.n_images} images, {len(pairs)} captions" + (f"; {replaced} replaced" if replaced else "")
+            )
         elif self.compact:
             index.compact(recall=self.recall)
         else:
-            images, captions = index.remove(**_removed(self.remove))
+            gone = _removed(self.remove)
+            images, captions = index.remove(images=gone[0], captions=gone[1])
             print(f"removed {images} images, {captions} captions")
         return index
 
@@ -129,14 +132,14 @@ class Index(Command):
         return pairs, data
 
 
-def _removed(given: tuple[str, ...]) -> "dict[str, list[int] | list[int | str]]":
+def _removed(given: tuple[str, ...]) -> tuple[list[int | str], list[int]]:
     """Images and captions of `image:17`, `caption:40` and names."""
     images: list[int | str] = []
     captions: list[int] = []
     for one in given:
         kind, colon, number = one.rpartition(":")
         if colon and kind in ("image", "caption") and number.isdecimal():
-            (images if kind == "image" else captions).append(int(number))  # type: ignore[attr-defined]
+            images.append(int(number)) if kind == "image" else captions.append(int(number))
         else:
             images.append(one)
-    return {"images": images, "captions": captions}
+    return images, captions

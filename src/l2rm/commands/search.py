@@ -52,7 +52,9 @@ class Search(Command):
 
         given = [name for name in ("text", "image", "like") if getattr(self, name)]
         if len(given) != 1:
-            raise InputError(f"search: {' and '.join(given) or 'nothing'} is given; give words, --image or --like, one of them")
+            raise InputError(
+                f"search: {' and '.join(given) or 'nothing'} is given; give words, --image or --like, one of them"
+            )
         index = Index(self.index, model=None if self.model is None else load(self.model))
         query = Query(text=self.text) if self.text else Query(picture=self.image) if self.image else None
         if query is None:

@@ -77,9 +77,7 @@ class Serve(Command):
             from l2rm.auditing.review import review_router
 
             routers.append(review_router(self.audit))
-        limits = Limits(
-            upload_bytes=int(self.upload_megabytes * 2**20), seconds=self.timeout, shortlist=self.shortlist
-        )
+        limits = Limits(upload_bytes=int(self.upload_megabytes * 2**20), seconds=self.timeout, shortlist=self.shortlist)
         review = None if self.audit is None else "/review"
         return make_app(index, limits=limits, hosts=_hosts(self.host), routers=routers, review=review)
 

@@ -84,7 +84,7 @@ class ModelEncoder:
         """
         if self.encoder is None:
             raise InputError(
-                "picture: this index was made from features, and what made them is not known; search by words or by an item"
+                "picture: this index was made from features, and what made them is not known; search by words or an item"
             )
         if self._network is None:
             name = self.encoder["name"]
@@ -169,5 +169,9 @@ def fingerprint(model: RetrievalModel) -> str:
     digest.update(json.dumps([asdict(model.config), asdict(model.shape), words], sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value.item()).encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim
+            else str(value.item()).encode()
+        )
     return digest.hexdigest()

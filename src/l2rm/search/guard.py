@@ -30,7 +30,7 @@ def _host(header: str) -> str:
     return header[:end] if end > 0 else header
 
 
-class _TooLarge(Exception):
+class _TooLarge(Exception):  # noqa: N818 - it is an answer
     pass
 
 

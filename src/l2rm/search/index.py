@@ -227,7 +227,10 @@ class Index:
         asked = self._asked(queries)
         vectors = np.stack([self._towards(one, target) for one in asked])
         ranked = [self._ranks(one, target) for one in asked]
-        wanted = max(max(shortlist, k) if ranks else k + (one.itself is not None) for one, ranks in zip(asked, ranked, strict=True))
+        wanted = max(
+            max(shortlist, k) if ranks else k + (one.itself is not None)
+            for one, ranks in zip(asked, ranked, strict=True)
+        )
         scores, ids = self.items[target].search(vectors, wanted)
         found = []
         for one, ranks, its_scores, its_ids in zip(asked, ranked, scores, ids, strict=True):
@@ -269,7 +272,9 @@ class Index:
         """An item as a result."""
         image = number if kind == "image" else int(self.items["caption"].value(number, "image"))
         if kind == "image":
-            captions = tuple(self.items["caption"].value(one, "caption") for one in self.captions_of(image)[:NAMES_SHOWN])
+            captions = tuple(
+                self.items["caption"].value(one, "caption") for one in self.captions_of(image)[:NAMES_SHOWN]
+            )
         else:
             captions = (str(self.items["caption"].value(number, "caption")),)
         name = str(self.items["image"].value(image, "name"))
@@ -403,7 +408,11 @@ class Index:
     @cached_property
     def _ids_by_name(self) -> dict[str, int]:
         images = self.items["image"]
-        return {name: int(one) for name, one in zip(images.column("name"), images.all_ids, strict=True) if int(one) in images}
+        return {
+            name: int(one)
+            for name, one in zip(images.column("name"), images.all_ids, strict=True)
+            if int(one) in images
+        }
 
     def _open(self) -> None:
         segments = [Segment.open(self.folder / "segments" / name, self.manifest) for name in self.manifest.segments]
@@ -444,9 +453,11 @@ class Index:
                 one = encoded.take(slice(row, row + 1))
                 asked[number] = _Asked(vector=vectors[row], kind="caption", encoded=one)
         for number, query in enumerate(queries):
-            given = [name for name in ("text", "picture", "image", "caption", "vector") if getattr(query, name) is not None]
+            given = [
+                name for name in ("text", "picture", "image", "caption", "vector") if getattr(query, name) is not None
+            ]
             if len(given) != 1:
-                raise InputError(f"query: {', '.join(given) or 'nothing'} is given; give one of text, picture, image, caption, vector")
+                raise InputError(f"query: {', '.join(given) or 'nothing'} is given; give one of them")
             if number not in asked:
                 asked[number] = self._asked_otherwise(query)
         return [asked[number] for number in range(len(queries))]
@@ -489,14 +500,18 @@ class Index:
             if encoded is None:
                 itself = np.array([one.itself])
                 encoded = self.encoder.kept_images(images.vectors(itself), images.regions(itself))
-            scores = self.encoder.rank_captions(encoded, [self.items["caption"].value(int(number), "caption") for number in ids])
+            scores = self.encoder.rank_captions(
+                encoded, [self.items["caption"].value(int(number), "caption") for number in ids]
+            )
         order = np.lexsort((ids, -scores))
         return scores[order], ids[order]
 
     def _image_id(self, image: "int | str") -> int:
         if isinstance(image, str):
             if image not in self._ids_by_name:
-                raise InputError(f"{image}: no image of this index has that name; take a name or an id that search shows")
+                raise InputError(
+                    f"{image}: no image of this index has that name; take a name or an id that search shows"
+                )
             return self._ids_by_name[image]
         self.items["image"].place(image)
         return image
@@ -535,7 +550,7 @@ def _append(folder: Path, manifest: Manifest, rows: Rows) -> Manifest:
     name = f"{generation:06d}"
     write_segment(folder / "segments" / name, rows, manifest)
     counts = {"image": len(rows.names), "caption": len(rows.captions)}
-    next_id = {kind: manifest.next_id[kind] + counts[kind] for kind in KINDS}
+    next_id: dict[str, int] = {kind: manifest.next_id[kind] + counts[kind] for kind in KINDS}
     manifest = replace(manifest, generation=generation, next_id=next_id, segments=(*manifest.segments, name))
     write_manifest(folder, manifest)
     return manifest
@@ -549,4 +564,3 @@ def _write_centres(folder: Path) -> None:
     segment = Segment.open(folder / "segments" / manifest.segments[0], manifest)
     centres = np.stack([segment.vectors[kind].mean(axis=0, dtype=np.float64) for kind in KINDS])
     np.save(folder / "centres.npy", centres.astype(np.float32))
-

@@ -14,8 +14,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 """What is decoded: raster images alone. No SVG or EPS, which are programs."""
 MAX_PIXELS = 40_000_000
 SIZES = (160, 320, 640, 1280)
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError,
-           Image.DecompressionBombError, MemoryError)  # fmt: skip
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
+    *(ZeroDivisionError, MemoryError, Image.DecompressionBombError),
+)
 
 
 def check_upload(content: bytes) -> None:

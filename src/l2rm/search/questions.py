@@ -1,7 +1,7 @@
 """What requests and answers of the service look like."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from l2rm.search.storage import Kind
 ID_LIMIT = 2**62
 
 
-class Target(str, Enum):
+class Target(StrEnum):
     """What to look among."""
 
     images = "images"
@@ -161,4 +161,11 @@ class Problem(BaseModel):
 
 def as_dict(hit: Hit) -> dict[str, Any]:
     """A hit as the service answers it."""
-    return {"kind": hit.kind, "id": hit.id, "score": hit.score, "image": hit.image, "name": hit.name, "captions": hit.captions}
+    return {
+        "kind": hit.kind,
+        "id": hit.id,
+        "score": hit.score,
+        "image": hit.image,
+        "name": hit.name,
+        "captions": hit.captions,
+    }

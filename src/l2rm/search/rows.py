@@ -18,7 +18,8 @@ BLOCK_WITH_REGIONS = 256
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Each vector (N, D) at length 1; a zero stays zero."""
     length = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
-    return (vectors / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    scaled: NDArray[np.float32] = (vectors / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+    return scaled
 
 
 class VectorRows:
@@ -32,13 +33,13 @@ class VectorRows:
         images, captions = pairs.features, pairs.caption_features
         if images is None or captions is None:
             raise InputError(
-                f"{pairs.source}: without a model, both images and captions must be vectors; give images.npy,captions.npy, "
-                "or a --model"
+                f"{pairs.source}: without a model, images and captions must both be vectors; give "
+                "images.npy,captions.npy, or a --model"
             )
         if images.regions is not None or images.dim != captions.dim or captions.regions is not None:
             raise InputError(
-                f"{pairs.source}: image vectors {images.shape[1:]} and caption vectors {captions.shape[1:]} are not of one "
-                "space; give a --model that was trained on them"
+                f"{pairs.source}: image vectors {images.shape[1:]} and caption vectors {captions.shape[1:]} are not of "
+                "one space; give a --model that was trained on them"
             )
         self.names, self.captions, self.pair_ids = pairs.images, pairs.captions, pairs.pair_ids
         self.image_of, self.roots = pairs.image_of, roots_of(pairs)

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import jinja2
 import numpy as np
 import orjson
-from fastapi import APIRouter, FastAPI, File, Path as PathParameter, Query as Parameter, Request, Response, UploadFile
+from fastapi import APIRouter, FastAPI, File, Request, Response, UploadFile
+from fastapi import Path as PathParameter
+from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
@@ -23,17 +25,31 @@ from l2rm.search.guard import Guard
 from l2rm.search.index import Index, Query
 from l2rm.search.pictures import SIZES, Thumbnails, check_upload
 from l2rm.search.questions import (
-    ID_LIMIT, KIND_OF, BatchQuestion, Batched, Facts, Found, FoundVectors, ItemFacts, Limits, Problem, Question, Target, as_dict,
+    ID_LIMIT,
+    KIND_OF,
+    Batched,
+    BatchQuestion,
+    Facts,
+    Found,
+    FoundVectors,
+    ItemFacts,
+    Limits,
+    Problem,
+    Question,
+    Target,
+    as_dict,
 )  # fmt: skip
 from l2rm.search.telemetry import Telemetry
 
 ItemId = Annotated[int, PathParameter(ge=0, lt=ID_LIMIT)]
 ASSETS = Path(__file__).parent / "page"
+_FLOATS = {
+    "required": True,
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
 RELOAD_SECONDS = 1.0
 WALL = 24
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem} for code in (400, 404, 413, 422, 504)
-}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 413, 422, 504)}
 
 
 def make_app(
@@ -204,7 +220,7 @@ class _Service:
             "/search/vectors",
             summary="Search by many vectors: a body of float32, little-endian, row by row; answers ids and scores",
             response_model=FoundVectors,
-            openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+            openapi_extra={"requestBody": _FLOATS},
         )  # fmt: skip
         async def vectors(request: Request, target: Target = Target.images, k: K = 10) -> Response:
             body, dim = await request.body(), self.index.manifest.dim
@@ -221,7 +237,8 @@ class _Service:
 
         @router.get("/images/{number}", summary="An image and its captions")
         async def image(number: ItemId) -> ItemFacts:
-            return await self._in_pool(self._image_facts, number)
+            facts: ItemFacts = await self._in_pool(self._image_facts, number)
+            return facts
 
         @router.get("/images/{number}/picture", summary="An image's pixels, as WebP", response_class=Response,
                     responses={200: {"content": {"image/webp": {}}}})  # fmt: skip
@@ -294,7 +311,7 @@ def wall(index: Index, shown: Any) -> list[dict[str, Any]]:
 def examples(index: Index, wanted: int = 5) -> list[str]:
     """Some short captions of the index, as things to look for."""
     ids = index.items["caption"].ids
-    drawn = np.random.default_rng(7).permutation(ids)[:200] if index.manifest.fingerprint else []
+    drawn: Any = np.random.default_rng(7).permutation(ids)[:200] if index.manifest.fingerprint else []
     texts = [str(index.items["caption"].value(int(number), "caption")) for number in drawn]
     short = [text for text in dict.fromkeys(texts) if 3 <= len(text) <= 28 and text.isascii()]
     return (short or list(dict.fromkeys(texts)))[:wanted]

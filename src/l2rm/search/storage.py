@@ -127,13 +127,30 @@ def tidy(folder: Path, manifest: Manifest) -> None:
 class Rows(Protocol):
     """What a segment is written from."""
 
-    names: Sequence[str]
-    roots: Sequence[str]
-    """The folder that each image's name starts from; empty where there are no pixels."""
-    captions: Sequence[str]
-    pair_ids: Sequence[str]
-    image_of: NDArray[np.int64]
-    """(captions,) the row of each caption's image."""
+    @property
+    def names(self) -> Sequence[str]:
+        """(images,)"""
+        ...
+
+    @property
+    def roots(self) -> Sequence[str]:
+        """(images,) the folder that each name starts from; empty where there are no pixels."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """(captions,)"""
+        ...
+
+    @property
+    def pair_ids(self) -> Sequence[str]:
+        """(captions,)"""
+        ...
+
+    @property
+    def image_of(self) -> NDArray[np.int64]:
+        """(captions,) the row of each caption's image."""
+        ...
 
     def image_vectors(self) -> Iterable[tuple[NDArray[np.floating], NDArray[np.floating] | None]]:
         """Vectors (n, D) of one block of images after the other, and their regions (n, R, D') where those are kept."""
@@ -144,7 +161,9 @@ class Rows(Protocol):
         ...
 
 
-def write_segment(folder: Path, rows: Rows, manifest: Manifest, ids: dict[Kind, NDArray[np.int64]] | None = None) -> None:
+def write_segment(
+    folder: Path, rows: Rows, manifest: Manifest, ids: dict[Kind, NDArray[np.int64]] | None = None
+) -> None:
     """Write rows as the segment `folder`, whole or not at all; new ids follow `manifest.next_id`."""
     counts = {"image": len(rows.names), "caption": len(rows.captions)}
     with folder_written_whole(folder) as beside:
@@ -223,7 +242,9 @@ class Segment:
             if vectors[kind].shape != wanted or tables[kind].num_rows != wanted[0]:
                 raise InputError(f"{folder}: its files do not belong together; index again")
         path = folder / "regions.npy"
-        return cls(vectors=vectors, ids=ids, tables=tables, regions=read_array(path, mapped=True) if path.exists() else None)
+        return cls(
+            vectors=vectors, ids=ids, tables=tables, regions=read_array(path, mapped=True) if path.exists() else None
+        )
 
 
 def _open_table(path: Path) -> pa.Table:
@@ -235,10 +256,11 @@ def _open_table(path: Path) -> pa.Table:
 
 def with_removed(folder: Path, manifest: Manifest, removed: dict[Kind, NDArray[np.int64]]) -> Manifest:
     """Write the ids that are gone, and name the files in a manifest of the next generation."""
-    generation, files = manifest.generation + 1, {}
+    generation = manifest.generation + 1
+    files: dict[str, str] = {}
     for kind in KINDS:
         if len(removed[kind]):
             files[kind] = f"removed-{kind}-{generation}.npy"
             with written_whole(folder / files[kind]) as beside:
                 np.save(beside, removed[kind])
-    return replace(manifest, generation=generation, removed=dict(files))
+    return replace(manifest, generation=generation, removed=files)

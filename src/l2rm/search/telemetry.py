@@ -10,7 +10,9 @@ class Telemetry:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter("l2rm_requests", "Requests by route and status", ["route", "status"], registry=self._registry)
+        self._requests = Counter(
+            "l2rm_requests", "Requests by route and status", ["route", "status"], registry=self._registry
+        )
         self._seconds = Histogram(
             "l2rm_request_seconds", "Seconds a request, by route", ["route"], buckets=_SECONDS, registry=self._registry
         )
