@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
     from l2rm.evaluation.metrics import Metrics
-    from l2rm.search.index import Hit, Index
+    from l2rm.search.index import Index
+    from l2rm.search.queries import Hit
     from l2rm.sources import TrainingData
     from l2rm.training.run import Run
 

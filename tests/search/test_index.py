@@ -13,7 +13,8 @@ from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.search.encoding import fingerprint
-from l2rm.search.index import Index, Query
+from l2rm.search.index import Index
+from l2rm.search.queries import Query
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 

@@ -47,7 +47,8 @@ class Search(Command):
     """Print JSON."""
 
     def run(self) -> None:
-        from l2rm.search.index import Index, Query
+        from l2rm.search.index import Index
+        from l2rm.search.queries import Query
         from l2rm.training.run import load
 
         given = [name for name in ("text", "image", "like") if getattr(self, name)]

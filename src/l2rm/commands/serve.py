@@ -2,6 +2,7 @@
 
 import socket
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,9 +75,7 @@ class Serve(Command):
             index = Index(self.index)
             index.warm_up()
         if self.audit is not None:
-            from l2rm.auditing.review import review_router
-
-            routers.append(review_router(self.audit))
+            routers.append(import_module("l2rm.auditing.review").review_router(self.audit))
         limits = Limits(upload_bytes=int(self.upload_megabytes * 2**20), seconds=self.timeout, shortlist=self.shortlist)
         review = None if self.audit is None else "/review"
         return make_app(index, limits=limits, hosts=_hosts(self.host), routers=routers, review=review)

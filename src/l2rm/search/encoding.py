@@ -84,7 +84,7 @@ class ModelEncoder:
         """
         if self.encoder is None:
             raise InputError(
-                "picture: this index was made from features, and what made them is not known; search by words or an item"
+                "picture: this index was made from features, and what made them is unknown; search by words or an item"
             )
         if self._network is None:
             name = self.encoder["name"]

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from l2rm.errors import InputError
 from l2rm.files import folder_written_whole
 from l2rm.search.approximate import HELD_QUERIES, Approximate, Lists, build
 from l2rm.search.items import Items, image_file
+from l2rm.search.queries import Asked, Hit, Query
 from l2rm.search.rows import KeptRows, VectorRows
 from l2rm.search.storage import (
     KINDS,
@@ -34,60 +35,12 @@ from l2rm.search.storage import (
 
 if TYPE_CHECKING:
     from l2rm.search.encoding import ModelEncoder
-    from l2rm.similarity.model import Encoded, RetrievalModel
+    from l2rm.similarity.model import RetrievalModel
 
 APPROXIMATE_ABOVE = 100_000
 RECALL = 0.95
 SHORTLIST = 200
 NAMES_SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What is looked for; exactly one of the fields.
-
-    Attributes:
-        text: words.
-        picture: a file, or the bytes of one.
-        image, caption: the id of an item: what is like it, itself left out.
-        vector: (D,) in the space of the index, taken as if it were of the other kind than what is looked for.
-    """
-
-    text: str | None = None
-    picture: "bytes | Path | None" = None
-    image: int | None = None
-    caption: int | None = None
-    vector: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """One result.
-
-    Attributes:
-        kind, id: which item.
-        score: the model's score of it, or the inner product where vectors are compared.
-        image: the id of the picture (its own, or that of the caption).
-        name: the picture's name.
-        captions: of an image, the first few that it was given; of a caption, its text.
-    """
-
-    kind: Kind
-    id: int
-    score: float
-    image: int
-    name: str
-    captions: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Asked:
-    """A query as vector; with what a model needs to rank by; and the item to be left out."""
-
-    vector: NDArray[np.float32]
-    kind: Kind | None
-    encoded: "Encoded | None" = None
-    itself: int | None = None
 
 
 class Index:
@@ -442,16 +395,16 @@ class Index:
                 f"{made_by[:12]}; search with the model that made it, or index again"
             )
 
-    def _asked(self, queries: Sequence[Query]) -> list[_Asked]:
+    def _asked(self, queries: Sequence[Query]) -> list[Asked]:
         """Queries as vectors; all words are read at once."""
         texts = [number for number, query in enumerate(queries) if query.text is not None]
-        asked: dict[int, _Asked] = {}
+        asked: dict[int, Asked] = {}
         if texts:
             encoded = self.encoder.texts([queries[number].text or "" for number in texts])
             vectors = self.encoder.vectors(encoded, "caption")
             for row, number in enumerate(texts):
                 one = encoded.take(slice(row, row + 1))
-                asked[number] = _Asked(vector=vectors[row], kind="caption", encoded=one)
+                asked[number] = Asked(vector=vectors[row], kind="caption", encoded=one)
         for number, query in enumerate(queries):
             given = [
                 name for name in ("text", "picture", "image", "caption", "vector") if getattr(query, name) is not None
@@ -462,33 +415,33 @@ class Index:
                 asked[number] = self._asked_otherwise(query)
         return [asked[number] for number in range(len(queries))]
 
-    def _asked_otherwise(self, query: Query) -> _Asked:
+    def _asked_otherwise(self, query: Query) -> Asked:
         if query.picture is not None:
             encoded = self.encoder.picture(query.picture)
-            return _Asked(vector=self.encoder.vectors(encoded, "image")[0], kind="image", encoded=encoded)
+            return Asked(vector=self.encoder.vectors(encoded, "image")[0], kind="image", encoded=encoded)
         if query.vector is not None:
             vector = np.asarray(query.vector, dtype=np.float32)
             if vector.shape != (self.manifest.dim,) or not np.isfinite(vector).all():
                 raise InputError(f"vector: not {self.manifest.dim} finite numbers, as this index has them")
-            return _Asked(vector=vector, kind=None)
+            return Asked(vector=vector, kind=None)
         kind: Kind = "image" if query.image is not None else "caption"
         number = query.image if query.image is not None else query.caption
         assert number is not None
-        return _Asked(vector=self.items[kind].vector(number), kind=kind, itself=number)
+        return Asked(vector=self.items[kind].vector(number), kind=kind, itself=number)
 
-    def _towards(self, one: _Asked, target: Kind) -> NDArray[np.float32]:
+    def _towards(self, one: Asked, target: Kind) -> NDArray[np.float32]:
         """The vector that finds items of the other kind: without what all queries of its kind have in common."""
         if self._centres is None or one.kind is None or one.kind == target:
             return one.vector
         centred: NDArray[np.float32] = one.vector - self._centres[KINDS.index(one.kind)]
         return centred
 
-    def _ranks(self, one: _Asked, target: Kind) -> bool:
+    def _ranks(self, one: Asked, target: Kind) -> bool:
         """Whether the model scores what vectors have found: between kinds, where vectors only shortlist."""
         return self._centres is not None and one.kind is not None and one.kind != target
 
     def _ranked(
-        self, one: _Asked, ids: NDArray[np.int64], target: Kind
+        self, one: Asked, ids: NDArray[np.int64], target: Kind
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The shortlist in the order of the model's scores."""
         encoded, images = one.encoded, self.items["image"]
@@ -532,7 +485,7 @@ class Index:
             if self.manifest.threshold is None or len(items) <= self.manifest.threshold:
                 continue
             drawn = np.random.default_rng(0).permutation(others.ids)[:HELD_QUERIES]
-            asked = (_Asked(vector=vector, kind=others.kind) for vector in others.vectors(drawn))
+            asked = (Asked(vector=vector, kind=others.kind) for vector in others.vectors(drawn))
             queries = np.stack([self._towards(one, kind) for one in asked])
             segment = Segment.open(self.folder / "segments" / self.manifest.segments[0], self.manifest)
             file = self.folder / f"{kind}-{self.manifest.generation}.faiss"

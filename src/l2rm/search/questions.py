@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from l2rm.errors import InputError
-from l2rm.search.index import SHORTLIST, Hit, Index, Query
+from l2rm.search.index import SHORTLIST, Index
+from l2rm.search.queries import Hit, Query
 from l2rm.search.storage import Kind
 
 ID_LIMIT = 2**62

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +19,12 @@ from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from l2rm import __version__
 from l2rm.errors import InputError
 from l2rm.search.batching import Batcher
 from l2rm.search.guard import Guard
-from l2rm.search.index import Index, Query
+from l2rm.search.index import Index
 from l2rm.search.pictures import SIZES, Thumbnails, check_upload
+from l2rm.search.queries import Query
 from l2rm.search.questions import (
     ID_LIMIT,
     KIND_OF,
@@ -81,7 +82,7 @@ def make_app(
 
     app = FastAPI(
         title="l2rm search",
-        version=__version__,
+        version=version("l2rm"),
         description="Search images and captions by words, pictures, items and vectors.",
         docs_url=None,  # these pages would fetch scripts from elsewhere
         redoc_url=None,
@@ -95,7 +96,7 @@ def make_app(
 
     @app.get("/healthz", tags=["service"], summary="Whether it answers")
     async def healthz() -> dict[str, str]:
-        return {"status": "ok", "version": __version__}
+        return {"status": "ok", "version": app.version}
 
     @app.get("/metrics", tags=["service"], summary="Counters, for Prometheus", response_class=Response,
              responses={200: {"content": {"text/plain": {}}}})  # fmt: skip
