@@ -2,10 +2,11 @@
 
 `python benchmarks/serve.py [--count 1000000] [--dim 256] [--page INDEX] --json FILE`     (`--tiny`: seconds)
 
-Vectors are drawn around 500 centres in 32 dimensions, turned into 256, with noise. Bare FAISS is called as a
-library from 16 threads, a query a call, and from one thread, 16 queries a call. Over HTTP, 16 clients on keep-alive connections in a process of
-their own send a vector and wait for its answer; or 16 vectors at once. Everything shares the machine's cores. Rounds
-take turns, and medians over rounds are told. `--page` measures in Chromium, from Enter to the first picture.
+Vectors are drawn around 500 centres in 32 dimensions, turned into 256, with noise. Bare FAISS is called as a library
+from 16 threads, a query a call, and from one thread, 16 queries a call. Over HTTP, 16 clients on keep-alive
+connections in a process of their own send a vector and wait for its answer; or 16 vectors at once. Everything shares
+the machine's cores. Rounds take turns, and medians over rounds are told. `--page` measures in Chromium, from Enter to
+the first picture.
 """
 
 import argparse
