@@ -1,11 +1,16 @@
 """How much memory training and evaluation take, each measurement in a process of its own.
 
-`python benchmarks/memory.py --json benchmarks/results/memory.json [--folder /tmp]`
+`python benchmarks/memory.py --json benchmarks/results/memory.json [--folder /tmp] [--only NAME]`
+
+The file is written after every measurement, and one that it has already is not taken again (`--again` does); its
+`seconds` are what it took on one core.
 
 * training: images of 36 × 2,048 float16 numbers in a precomp folder made on the fly, cosine at small dimensions,
   batches of 128, a warm-up epoch, a division and an epoch of rematching. Ten times as many images for the same number
   of captions, so that what grows, grows by images; then five captions an image, as in published sets (warm-up only).
-* evaluation: 5,000 images × 25,000 captions, exactly, SGR at small dimensions, with no encoded image or caption kept.
+* evaluation: 5,000 images × 25,000 captions, exactly, SGR at small dimensions (8 regions, D = 16, S = 8, one graph
+  step, captions of 1 to 3 words), with no encoded image or caption kept. These are small so that 125 million pairs take
+  minutes.
 * evaluation, published dimensions: as many images and captions at D = 1,024 and S = 256. Blocks are all alike, so a few
   of the 400 tell the memory of all of them.
 
@@ -53,6 +58,7 @@ from l2rm.training.train import train
 
 REGIONS = 36
 SMALL = ModelConfig(embed_dim=32, similarity_dim=16, word_dim=32, min_word_count=1)
+SMALLER = ModelConfig(embed_dim=16, similarity_dim=8, graph_steps=1, word_dim=32, min_word_count=1)
 PIECE = 500
 """Images made at a time."""
 SIZES: dict[str, dict[str, dict[str, int]]] = {
@@ -60,12 +66,12 @@ SIZES: dict[str, dict[str, dict[str, int]]] = {
         "training, 3,000 images, 30,000 captions": {"images": 3_000, "captions": 10, "dim": 2048},
         "training, 30,000 images, 30,000 captions": {"images": 30_000, "captions": 1, "dim": 2048},
         "training, 30,000 images, 150,000 captions": {"images": 30_000, "captions": 5, "dim": 2048, "rematching": 0},
-        "evaluation": {"images": 5_000, "dim": 64, "words": 3},
+        "evaluation": {"images": 5_000, "regions": 8, "dim": 64, "words": 3},
         "evaluation, published dimensions, 2 blocks": {"images": 5_000, "dim": 2048, "words": 16, "blocks": 2},
     },
     "tiny": {
         "training": {"images": 256, "captions": 2, "dim": 32},
-        "evaluation": {"images": 40, "dim": 16, "words": 3},
+        "evaluation": {"images": 40, "regions": 8, "dim": 16, "words": 3},
         "evaluation, 1 block": {"images": 20, "dim": 16, "words": 3, "blocks": 1},
     },
 }
@@ -107,14 +113,14 @@ def watched() -> Iterator[dict[str, float]]:
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def write_features(path: Path, images: int, dim: int) -> None:
+def write_features(path: Path, images: int, dim: int, regions: int = REGIONS) -> None:
     """Random float16 features; a piece of them is drawn, and written again and again."""
     free = shutil.disk_usage(path.parent).free
-    needed = images * REGIONS * dim * 2
+    needed = images * regions * dim * 2
     if free < 1.2 * needed:
         sys.exit(f"{path.parent}: {free >> 20} MiB free, {needed >> 20} MiB needed; choose another --folder")
-    piece = np.random.default_rng(0).standard_normal((min(PIECE, images), REGIONS, dim), dtype=np.float32)
-    array = open_memmap(path, mode="w+", dtype=np.float16, shape=(images, REGIONS, dim))
+    piece = np.random.default_rng(0).standard_normal((min(PIECE, images), regions, dim), dtype=np.float32)
+    array = open_memmap(path, mode="w+", dtype=np.float16, shape=(images, regions, dim))
     for start in range(0, images, PIECE):
         array[start : start + PIECE] = piece[: images - start]
     array.flush()
@@ -170,7 +176,8 @@ def measure_training(folder: Path, size: dict[str, int]) -> dict[str, Any]:
 
 def measure_evaluation(folder: Path, size: dict[str, int]) -> dict[str, Any]:
     """All ranks; or, with `blocks`, the first so many blocks of them at the published dimensions."""
-    write_features(folder / "ims.npy", size["images"], size["dim"])
+    regions = size.get("regions", REGIONS)
+    write_features(folder / "ims.npy", size["images"], size["dim"], regions)
     torch.manual_seed(0)
     with watched() as found:
         captions = sentences(5 * size["images"], size["words"])
@@ -181,8 +188,8 @@ def measure_evaluation(folder: Path, size: dict[str, int]) -> dict[str, Any]:
             features=Features.open(folder / "ims.npy"),
         )
         vocabulary = Vocabulary.build(captions, min_count=1)
-        shape = DataShape(image_dim=size["dim"], regions=REGIONS, vocabulary_size=len(vocabulary))
-        model = build_model(ModelConfig() if size["dim"] == 2048 else SMALL, shape)
+        shape = DataShape(image_dim=size["dim"], regions=regions, vocabulary_size=len(vocabulary))
+        model = build_model(ModelConfig() if size["dim"] == 2048 else SMALLER, shape)
         model.vocabulary = vocabulary
         result: dict[str, Any] = {"captions": len(pairs)}
         if "blocks" in size:
@@ -224,6 +231,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where data are made")
     parser.add_argument("--tiny", dest="scale", action="store_const", const="tiny", default="full", help="in seconds")
     parser.add_argument("--only", default="", help="measurements whose names begin so")
+    parser.add_argument("--again", action="store_true", help="take measurements anew that FILE has already")
     parser.add_argument("--scale", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -232,15 +240,19 @@ def main() -> None:
         measure = measure_training if options.measure.startswith("training") else measure_evaluation
         print(json.dumps(measure(options.folder, SIZES[options.scale][options.measure])))
         return
-    result: dict[str, Any] = {**provenance(), "threads": 1, "measurements": {}}
+    source = provenance()
+    known: dict[str, Any] = {}
+    if options.json is not None and options.json.is_file():
+        known = json.loads(options.json.read_text(encoding="utf-8"))["measurements"]
     for name in SIZES[options.scale]:
-        if name.startswith(options.only):
-            found = in_own_process(options.scale, name, options.folder)
-            result["measurements"][name] = found
-            told = ", ".join(f"{key} {found[key]:.0f}" for key in ("anonymous_mib", "resident_mib", "seconds"))
-            print(f"{name}: {told}", flush=True)
-    if options.json is not None:
-        write_json(options.json, result)
+        if not name.startswith(options.only) or (name in known and not options.again):
+            continue
+        known[name] = in_own_process(options.scale, name, options.folder) | source
+        told = ", ".join(f"{key} {known[name][key]:.0f}" for key in ("anonymous_mib", "resident_mib", "seconds"))
+        print(f"{name}: {told}", flush=True)
+        if options.json is not None:
+            ordered = {key: known[key] for key in SIZES[options.scale] if key in known}
+            write_json(options.json, {**source, "threads": 1, "measurements": ordered})
 
 
 if __name__ == "__main__":

@@ -71,17 +71,20 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     return draw(tmp_path_factory.mktemp("drawn"))
 
 
-def random_model(kind: str) -> RetrievalModel:
+def random_model(name: str) -> RetrievalModel:
+    kind, networks = name.removeprefix("two "), 2 if name.startswith("two ") else 1
     config = ModelConfig(similarity=kind, embed_dim=16, word_dim=8, similarity_dim=8, min_word_count=1)  # type: ignore[arg-type]
     vocabulary = Vocabulary.build([" ".join(WORDS)], min_count=1)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = build_model(config, DataShape(image_dim=3, regions=4, vocabulary_size=len(vocabulary)))
+        model = build_model(
+            config, DataShape(image_dim=3, regions=4, vocabulary_size=len(vocabulary)), networks=networks
+        )
     model.vocabulary = vocabulary
     return model.eval()
 
 
-@pytest.fixture(scope="session", params=["cosine", "sgr", "saf"])
+@pytest.fixture(scope="session", params=["cosine", "sgr", "saf", "two sgr"])
 def model(request: pytest.FixtureRequest) -> RetrievalModel:
     return random_model(request.param)
 

@@ -1,11 +1,18 @@
 """Two passes against the exact scores."""
 
+import numpy as np
 import pytest
 import torch
 
+from l2rm.data.features import Features
+from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
-from l2rm.similarity.cascade import cascade, pooled
+from l2rm.similarity import cascade as module
+from l2rm.similarity.cascade import CascadeScores, cascade, pooled, shortlist
+from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import Encoded, build_model
+from l2rm.similarity.scoring import ModelScores
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 
@@ -23,11 +30,15 @@ def scored(request):
     return model.train(), images, captions, exact
 
 
-def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_score(scored):
+@pytest.mark.parametrize("distilled", [False, True])
+def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_score(scored, distilled):
     model, images, captions, exact = scored
-    found, cheap = cascade(model, images, captions, 0.4), pooled(images, captions)
+    first_pass = FirstPass(12) if distilled else None
+    cheap = first_pass.score(images, captions) if distilled else pooled(images, captions)
+    found = cascade(model, images, captions, 0.4, first_pass)
     assert model.training
     listed = found >= 0
+    assert listed.equal(shortlist(cheap, 0.4))
     torch.testing.assert_close(found[listed], exact[listed])
     assert (found[~listed] < 0).all()
     torch.testing.assert_close(found[~listed].argsort(), cheap[~listed].argsort())
@@ -35,6 +46,33 @@ def test_what_is_listed_is_exact_and_above_the_rest_in_the_order_of_the_cheap_sc
         assert listed.gather(dim, cheap.topk(count, dim).indices).all()
         assert listed.sum(dim).min() >= count
     assert not listed.all()
+
+
+@pytest.fixture
+def data_set():
+    generator = np.random.default_rng(0)
+    captions = tuple(" ".join(f"w{n}" for n in generator.integers(20, size=1 + k % 6)) for k in range(23))
+    features = Features(array=generator.normal(size=(11, 5, 10)).astype(np.float32))
+    pairs = Pairs(images=tuple(map(str, range(11))), image_of=np.arange(23) % 11, captions=captions, features=features)
+    torch.manual_seed(0)
+    config = ModelConfig(similarity="sgr", embed_dim=12, word_dim=6, similarity_dim=8)
+    vocabulary = Vocabulary.build(captions, min_count=1)
+    model = build_model(config, DataShape(image_dim=10, regions=5, vocabulary_size=len(vocabulary)))
+    model.vocabulary = vocabulary
+    return model, pairs
+
+
+@pytest.mark.parametrize("keep", [0, 2**27])
+def test_a_data_set_goes_block_by_block_to_the_same_scores(data_set, monkeypatch, keep):
+    monkeypatch.setattr(module, "ENCODE_CHUNK", 4)
+    scores, first_pass = ModelScores(*data_set, keep=keep), FirstPass(12)
+    images, captions = np.arange(11), np.arange(23)
+    found = CascadeScores(scores, 0.3, first_pass)
+    wanted = cascade(scores.model, scores.encoded_images(images), scores.encoded_captions(captions), 0.3, first_pass)
+    torch.testing.assert_close(found.block(images, captions), wanted)
+    torch.testing.assert_close(found.block(images[[7, 2]], captions[[1, 1, 20]]), wanted[[7, 2]][:, [1, 1, 20]])
+    assert (found.n_images, found.n_captions) == (11, 23)
+    assert found.scored == float((wanted >= 0).float().mean())
 
 
 def test_cheap_scores_do_not_favour_what_is_near_to_everything():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from l2rm.encoders.towers import l2_normalise
 from l2rm.rematching import objectives
-from l2rm.similarity import graph, nodes
+from l2rm.similarity import graph, nodes, sgraf
 from l2rm.similarity.model import Encoded, build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
 from l2rm.similarity.sgraf import SGR, CaptionNorm
@@ -181,6 +181,18 @@ def test_scores_of_pairs_are_entries_of_all_scores_with_the_same_gradients(kind)
     torch.testing.assert_close(ours, theirs)
     for (name, _), one, other in zip(model.named_parameters(), told, expected, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("numbers", [1, 100, 2**20])
+def test_scores_of_a_list_are_entries_of_all_scores_in_its_order(kind, monkeypatch, numbers):
+    monkeypatch.setattr(sgraf, "at_once", lambda _: numbers)
+    model = small(kind).eval()
+    row, column = torch.tensor([0, 5, 2, 2, 3, 0, 4]), torch.tensor([1, 6, 2, 0, 1, 1, 5])
+    with torch.no_grad():
+        encoded = given_to(model)
+        torch.testing.assert_close(model.score_listed(*encoded, row, column), model.score(*encoded)[row, column])
+    none = torch.empty(0, dtype=torch.long)
+    assert model.score_listed(*encoded, none, none).shape == (0,)
 
 
 def test_pairs_stand_alone_but_for_saf_in_training(kind):

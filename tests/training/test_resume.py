@@ -156,6 +156,28 @@ def test_candidates_go_on_where_they_stopped(small, go, monkeypatch, tmp_path):
     assert done == 3 * 24
 
 
+@pytest.mark.parametrize(("method", "steps"), [("division", 41), ("ncr", 41), ("crcl", 29), ("crcl", 24)])
+def test_every_method_goes_on_where_it_stopped(small, go, monkeypatch, tmp_path, method, steps):
+    """In an epoch after a division; in a round of crcl, and just as the next one is to begin."""
+    settings = {"method": method, "warmup_epochs": 3, "rematching_epochs": 2}
+    whole = small.train(
+        small.small_train(), small.small_dev(), small.small_config(**settings), tmp_path / "whole", progress=False
+    )
+    learn, done = Trainer._learn, 0
+
+    def signalled(self, *arguments):
+        nonlocal done
+        learn(self, *arguments)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_learn", signalled)
+    with pytest.raises(Interrupted):
+        go(**settings)
+    assert_same(go(**settings), whole)
+
+
 def test_a_finished_run_is_returned_at_once(finished, go, tmp_path, monkeypatch):
     shutil.copytree(finished.folder, tmp_path / "run")
     monkeypatch.setattr(Trainer, "__init__", lambda *_, **__: pytest.fail("trains again"))

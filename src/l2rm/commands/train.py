@@ -37,7 +37,7 @@ class Train(Command):
     data: Data
     out: Annotated[Path, arg(metavar="RUN")]
     """Folder of the run: new, or an unfinished run with --resume."""
-    recipe: Literal["f30k", "coco", "cc152k", "quickstart"] | None = None
+    recipe: Literal["f30k", "coco", "cc152k", "quickstart", "dual"] | None = None
     """Named settings; explicit options override them."""
     paper: Flag = False
     """Every choice as it was published, where a default improves on it. Without --mismatch or --ratio that is no mask

@@ -108,6 +108,17 @@ class Features:
             batch *= self.scale
         return torch.from_numpy(batch)
 
+    def pooled(self) -> Features:
+        """The mean over regions of each entry, (N, D) float32 in memory; entries of one vector are as they are."""
+        if self.regions is None:
+            return self
+        pooled = np.empty((len(self), self.dim), dtype=np.float32)
+        size = max(1, CHUNK_BYTES // (4 * self.regions * self.dim))
+        for start in range(0, len(self), size):
+            index = np.arange(start, min(start + size, len(self)))
+            pooled[index] = self.batch(index).mean(1).numpy()
+        return Features(array=pooled)
+
     def check(self) -> None:
         """Look for NaN and infinite values in the whole file, a chunk at a time; a file that passed is remembered.
 

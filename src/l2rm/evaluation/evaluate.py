@@ -8,6 +8,8 @@ from l2rm.encoders.image import encode
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import Metrics, Protocol, evaluate_scores
 from l2rm.evaluation.scores import EnsembleScores, KeptScores, Scores
+from l2rm.similarity.cascade import CascadeScores
+from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 
@@ -56,7 +58,7 @@ def evaluate_each(
     Raises:
         InputError: what `evaluate` raises.
     """
-    members = _members(models, pairs, progress=progress)
+    members: list[Scores] = list(_members(models, pairs, progress=progress))
     if len(members) * len(protocols) > 1 and members[0].n_images * members[0].n_captions <= KEPT_CELLS:
         members = [KeptScores(member) for member in members]
     everything = [*members, EnsembleScores(members)] if len(members) > 1 else members
@@ -64,6 +66,39 @@ def evaluate_each(
         [evaluate_scores(scores, pairs.image_of, protocol=protocol, progress=progress) for scores in everything]
         for protocol in protocols
     ]
+
+
+def evaluate_shortlisted(
+    model: RetrievalModel,
+    pairs: Pairs,
+    first_pass: FirstPass,
+    *,
+    share: float,
+    protocols: Sequence[Protocol],
+    progress: bool = False,
+) -> tuple[list[Metrics], float]:
+    """Retrieval metrics by a shortlist: nearly those of `evaluate`, in a fraction of the time.
+
+    Args:
+        model: SGR or SAF.
+        pairs: as `evaluate` takes them.
+        first_pass: what `l2rm.training.distil` made for the model.
+        share: part of the pairs that the model may score; the others follow in the order of the first pass.
+        protocols: see `evaluate_scores`.
+        progress: tell on standard error how far it is.
+
+    Returns:
+        The metrics by each protocol, and the share of the pairs that the model did score.
+
+    Raises:
+        InputError: what `evaluate` and `cascade` raise.
+    """
+    (scores,) = _members([model], pairs, progress=progress)
+    shortlisted = CascadeScores(scores, share, first_pass)
+    metrics = [
+        evaluate_scores(shortlisted, pairs.image_of, protocol=protocol, progress=progress) for protocol in protocols
+    ]
+    return metrics, shortlisted.scored
 
 
 def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Scores:
@@ -76,7 +111,7 @@ def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Sco
     return scores[0] if len(scores) == 1 else EnsembleScores(scores)
 
 
-def _members(models: Sequence[RetrievalModel], pairs: Pairs, *, progress: bool) -> list[Scores]:
+def _members(models: Sequence[RetrievalModel], pairs: Pairs, *, progress: bool) -> list[ModelScores]:
     """The scores of each model."""
     if models and pairs.features is None:
         pairs = encode(
@@ -89,12 +124,12 @@ def _members(models: Sequence[RetrievalModel], pairs: Pairs, *, progress: bool) 
         if features is not None:
             features.check()
     for model in models:
-        _check_fit(model, pairs)
+        check_fit(model, pairs)
     return [ModelScores(model, pairs) for model in models]
 
 
-def _check_fit(model: RetrievalModel, pairs: Pairs) -> None:
-    """The model takes such features and such captions."""
+def check_fit(model: RetrievalModel, pairs: Pairs) -> None:
+    """Raises InputError unless the model takes such features and such captions."""
     assert pairs.features is not None
     shape, features, captions = model.shape, pairs.features, pairs.caption_features
     if features.dim != shape.image_dim:

@@ -50,7 +50,12 @@ class ModelEncoder:
     @property
     def dim(self) -> int:
         """D of the vectors."""
-        return self.model.config.embed_dim * (2 if self.ranks else 1)
+        return self.whole_dim * (2 if self.ranks else 1)
+
+    @property
+    def whole_dim(self) -> int:
+        """Dimension of a whole vector: of an ensemble, those of its networks side by side."""
+        return self.model.config.embed_dim * len(self.model.members)
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +107,9 @@ class ModelEncoder:
 
     def vectors(self, encoded: Encoded, kind: Kind) -> NDArray[np.float32]:
         """(N, D) to search by."""
-        whole = encoded.whole.float()
+        whole = (
+            encoded.whole.float() / len(self.model.members) ** 0.5
+        )  # an ensemble's score is the mean of its members'
         if self.ranks:
             assert encoded.local is not None
             local = encoded.local.float()
@@ -120,7 +127,7 @@ class ModelEncoder:
 
     def kept_images(self, vectors: NDArray[np.float32], regions: NDArray[np.float32]) -> Encoded:
         """Encoded images from what the index keeps of them, (N, D) and (N, R, D')."""
-        whole = torch.from_numpy(vectors[:, : self.model.config.embed_dim] * 2**0.5)
+        whole = torch.from_numpy(vectors[:, : self.whole_dim] * (2 * len(self.model.members)) ** 0.5)
         return Encoded(whole.to(self.device), torch.from_numpy(regions).to(self.device))
 
     @torch.no_grad()

@@ -53,10 +53,21 @@ class ModelScores:
         return len(self._captions)
 
     @torch.no_grad()
+    def encoded_images(self, images: NDArray[np.int64]) -> Encoded:
+        """Some of the images, encoded."""
+        with evaluating(self.model):
+            return self._images.take(images)
+
+    @torch.no_grad()
+    def encoded_captions(self, captions: NDArray[np.int64]) -> Encoded:
+        """Some of the captions, encoded."""
+        with evaluating(self.model):
+            return self._captions.take(captions)
+
     def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Tensor:
         """Scores (len(images), len(captions))."""
-        with evaluating(self.model):
-            return self.model.score(self._images.take(images), self._captions.take(captions))
+        with evaluating(self.model), torch.no_grad():
+            return self.model.score(self.encoded_images(images), self.encoded_captions(captions))
 
 
 class _Encodings:
@@ -88,7 +99,7 @@ class _Encodings:
             parts.append(self._encode(index[start : start + ENCODE_CHUNK]))
             if most is not None and _bytes(parts) > most:
                 return None
-        return _joined(parts)
+        return joined(parts)
 
 
 def _bytes(parts: list[Encoded]) -> int:
@@ -100,7 +111,7 @@ def _bytes(parts: list[Encoded]) -> int:
     return count * sum(item.nbytes for item in items)
 
 
-def _joined(parts: list[Encoded]) -> Encoded:
+def joined(parts: list[Encoded]) -> Encoded:
     """One after the other, words padded to the longest caption of all."""
     if len(parts) == 1:
         return parts[0]

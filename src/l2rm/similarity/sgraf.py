@@ -17,7 +17,7 @@ from l2rm.encoders.linear import Linear
 from l2rm.encoders.towers import NORM_FLOOR, l2_normalise
 from l2rm.similarity.graph import GraphStep
 from l2rm.similarity.model import Encoded, RetrievalModel
-from l2rm.similarity.nodes import LEAK, affinities, attention, pair_nodes, products, working_type
+from l2rm.similarity.nodes import LEAK, affinities, at_once, attention, pair_nodes, products, working_type
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 AT_ONCE = 128
@@ -122,16 +122,45 @@ class SimilarityVectors(RetrievalModel):
         )
 
     def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
-        assert captions.local is not None
-        scores, groups = [], list(_of_equal_length(captions))
-        for group, length in groups:
-            image, word = images.take(group), captions.local[group, None, :length]
-            assert image.local is not None
-            with self.autocast():
-                affinity = F.leaky_relu(image.local @ word[:, 0].transpose(1, 2), LEAK)[:, :, None]
-                shares = attention(affinity, products(image.local))
-                scores.append(self._scores(shares, image, captions.whole[group, None], word).squeeze(1))
+        assert images.local is not None
+        with self.autocast():
+            with_one_another = products(images.local)
+            scores, groups = [], list(_of_equal_length(captions))
+            for group, length in groups:
+                scores.append(self._paired(images.take(group), with_one_another[group], captions, group, length))
         return torch.cat(scores)[torch.cat([group for group, _ in groups]).argsort()]
+
+    @torch.no_grad()
+    def score_listed(self, images: Encoded, captions: Encoded, row: Tensor, column: Tensor) -> Tensor:
+        """The similarities (P,) of images `row` and captions `column`: many pairs of few images, without gradient.
+
+        As `score_pairs` of the pairs written out, of which only some are here at a time.
+        """
+        assert images.local is not None
+        assert captions.lengths is not None
+        lengths = captions.lengths[column.cpu()].to(row.device)
+        order = lengths.argsort(stable=True)
+        found = self.to_score.weight.new_empty(len(row))
+        most = max(1, 2 * at_once(images.local) // images.local[0].numel())
+        with self.autocast():
+            with_one_another = products(images.local)
+            for length, count in zip(*lengths[order].unique_consecutive(return_counts=True), strict=True):
+                for part in order[:count].split(most):
+                    some = row[part]
+                    pairs = images.take(some), with_one_another[some], captions, column[part], int(length)
+                    found[part] = self._paired(*pairs)
+                order = order[count:]
+        return found
+
+    def _paired(
+        self, image: Encoded, with_one_another: Tensor, captions: Encoded, column: Tensor, length: int
+    ) -> Tensor:
+        """Scores (P,) of images, and products of their regions, with the captions `column`, all of one length."""
+        assert image.local is not None
+        assert captions.local is not None
+        word = captions.local[column, None, :length]
+        affinity = F.leaky_relu(image.local @ word[:, 0].transpose(1, 2), LEAK)[:, :, None]
+        return self._scores(attention(affinity, with_one_another), image, captions.whole[column, None], word).squeeze(1)
 
     def _scores(self, shares: Tensor, images: Encoded, whole: Tensor, words: Tensor) -> Tensor:
         """(N, R, C·L) attention of N images to captions (B, C, D) with words (B, C, L, D) -> (N, C)."""

@@ -24,15 +24,29 @@ LOWEST: dict[str, float] = {
     "rematching.matched_above": 0,
     "rematching.folds": 0,
     "rematching.fold_rounds": 1,
+    "ncr.suspects_from": 0,
+    "crcl.rounds": 1,
+    "crcl.frozen_epochs": 0,
+    "crcl.momentum": 0,
+    "crcl.complement": 0,
+    "crcl.least": 0,
     "model.embed_dim": 1,
     "model.word_dim": 1,
     "model.similarity_dim": 1,
     "model.graph_steps": 1,
     "model.dropout": 0,
 }
-POSITIVE = ("lr", "clip", "rematching.tau", "rematching.mass", "rematching.reg", "rematching.tolerance")
-HIGHEST: dict[str, float] = {"rematching.mass": 1, "rematching.planted": 1}
-BELOW_ONE = ("rematching.smoothing", "rematching.matched_above", "model.dropout")
+POSITIVE = (
+    "lr",
+    "clip",
+    "rematching.tau",
+    "rematching.mass",
+    "rematching.reg",
+    "rematching.tolerance",
+    "crcl.early_share",
+)
+HIGHEST: dict[str, float] = {"rematching.mass": 1, "rematching.planted": 1, "crcl.momentum": 1}
+BELOW_ONE = ("rematching.smoothing", "rematching.matched_above", "model.dropout", "crcl.early_share", "crcl.least")
 FREE_ON_RESUME = ("device", "save_seconds")
 """Fields that a run may be resumed with another value of."""
 
@@ -66,6 +80,10 @@ def check_config(config: TrainConfig) -> None:
             f"rematching.queue_size: {config.rematching.queue_size} is less than a batch has ({config.batch_size}); "
             "give 0 for the batch alone, or more"
         )
+    if config.model.pooling != "mean" and config.model.similarity != "cosine":
+        raise InputError(
+            f"model.pooling: {config.model.similarity} compares regions with words and pools neither; leave it at mean"
+        )
     if config.rematching.folds == 1:
         raise InputError("rematching.folds: 1 leaves nothing to learn from; give 0 for no folds, or 2 or more")
     if config.rematching.folds and not config.warmup_epochs:
@@ -95,7 +113,7 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
         )
     if len(pairs) < 2 or pairs.n_images < 2:
         raise InputError(f"{pairs.source}: {len(pairs)} training pairs; at least two pairs of two images are needed")
-    if config.method == "l2rm" and pairs.n_images < 2 * config.rematching.folds:
+    if config.method in ("l2rm", "division") and pairs.n_images < 2 * config.rematching.folds:
         raise InputError(
             f"{pairs.source}: {pairs.n_images} training images are fewer than two for each of "
             f"{config.rematching.folds} folds; give less rematching.folds"

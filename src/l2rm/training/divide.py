@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from l2rm.data.batches import Batches, ahead, shuffled
 from l2rm.rematching.division import BetaMixture
@@ -46,9 +47,7 @@ def divide(
     seed: tuple[int, ...],
     previous: NDArray[np.float32] | None = None,
 ) -> Division:
-    """Losses in evaluation mode over shuffled batches (the last, smaller one is kept), then the Beta mixture.
-
-    A pair left over alone joins the batch before it: without another pair to be told from, its loss would be 0.
+    """Losses (`pair_losses`), then the Beta mixture.
 
     Args:
         model: what is to be asked; its mode is left as it was.
@@ -61,14 +60,7 @@ def divide(
     Raises:
         InputError: a loss is not finite.
     """
-    parts = shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False)
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [np.concatenate(parts[-2:])]
-    losses = torch.empty(len(batches))
-    with torch.no_grad(), evaluating(model), ahead(batches.batch, parts) as read:
-        for batch in read:
-            S = model(batch.images, batch.captions, batch.lengths)
-            losses[batch.rows] = pair_loss(S, config.margin).float().cpu()
+    losses = pair_losses(model, batches, margin=config.margin, batch_size=batch_size, seed=seed)
     mixture = BetaMixture.fit(losses, one_mode=config.one_mode, estimator=config.estimator)
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:
@@ -81,3 +73,21 @@ def divide(
         "degenerate": mixture.degenerate,
     }
     return Division(losses=losses.numpy(), match_probability=probability, facts=facts)
+
+
+def pair_losses(
+    model: RetrievalModel, batches: Batches, *, margin: float, batch_size: int, seed: tuple[int, ...]
+) -> Tensor:
+    """(rows,) losses on the CPU, in evaluation mode, over shuffled batches (the last, smaller one is kept).
+
+    A pair left over alone joins the batch before it: without another pair to be told from, its loss would be 0.
+    """
+    parts = shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False)
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    losses = torch.empty(len(batches))
+    with torch.no_grad(), evaluating(model), ahead(batches.batch, parts) as read:
+        for batch in read:
+            S = model(batch.images, batch.captions, batch.lengths)
+            losses[batch.rows] = pair_loss(S, margin).float().cpu()
+    return losses

@@ -159,7 +159,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise InputError(f"{weights}: no such file; the run stopped before its first epoch ended, go on with --resume")
-    model = build_model(config.model, shape)
+    model = build_model(config.model, shape, networks=config.networks)
     try:
         model.load_state_dict(load_file(weights, device="cpu"))
     except (SafetensorError, RuntimeError) as error:
