@@ -117,7 +117,11 @@ def test_another_model_is_refused(index: Index, drawn: Pairs, model: RetrievalMo
     other = random_model(("two " if len(model.members) == 2 else "") + model.config.similarity)
     with torch.no_grad():
         next(other.parameters()).view(-1)[0] += 1e-3
-    assert fingerprint(other) != fingerprint(model) == fingerprint(random_model(("two " if len(model.members) == 2 else "") + model.config.similarity))
+    assert (
+        fingerprint(other)
+        != fingerprint(model)
+        == fingerprint(random_model(("two " if len(model.members) == 2 else "") + model.config.similarity))
+    )
     with pytest.raises(InputError, match="was made by model") as refused:
         Index(index.folder, model=other)
     assert "\n" not in str(refused.value)
