@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,7 @@ def check_contract(out: Path, printed: str) -> dict[str, Any]:
     assert [line.split()[-1] for line in rows] == [f"{summary[line.split()[0]]['rsum']:.1f}" for line in rows]
     *_, report, search = printed.splitlines()
     assert report == f"report: {out / 'report.html'}"
-    assert re.fullmatch(rf"search its \d+ pictures: l2rm serve {re.escape(str(out / 'index'))}", search)
+    assert re.fullmatch(rf"search its \d+ pictures: l2rm serve {re.escape(shlex.quote(str(out / 'index')))}", search)
     index = Index(out / "index")
     name = index.items["caption"].value(0, "caption")
     assert len(index.search_text(name, k=3)) == 3
@@ -113,7 +114,7 @@ def test_everything_is_written_resumed_and_kept_from_another_seed(
     first = room.quickstart(out=out, progress=False)
     assert check_contract(out, capsys.readouterr().out) == json.loads(json.dumps(first))
     assert {path.name for path in out.iterdir()} == {
-        "summary.json", "report.html", "audit.parquet", "mismatch.npy", "runs"
+        "summary.json", "report.html", "audit.parquet", "mismatch.npy", "runs", "index"
     }  # fmt: skip
     assert first["detection"]["auroc"] > 0.7
     assert first["oracle"]["rsum"] > 3 * (2 * 100 * (1 + 5 + 10) / 24)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -87,7 +88,7 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
     print(_table(metrics, summary))
     print(f"report: {out / 'report.html'}")
     index = Index.build(everything, runs["l2rm"].model, out=out / "index", encoder=ENCODER)
-    print(f"search its {len(index.items['image'])} pictures: l2rm serve {out / 'index'}")
+    print(f"search its {len(index.items['image'])} pictures: l2rm serve {shlex.quote(str(out / 'index'))}")
     return summary
 
 

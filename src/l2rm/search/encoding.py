@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ class ModelEncoder:
             local = encoded.local.float()
             mean = local.mean(1) if kind == "image" else local.sum(1)
             whole = torch.cat([whole, l2_normalise(mean)], 1) / 2**0.5
-        return whole.cpu().numpy()
+        vectors: NDArray[np.float32] = whole.cpu().numpy()
+        return vectors
 
     @torch.no_grad()
     def rank_images(
@@ -170,10 +171,16 @@ class ModelRows:
 
 
 def fingerprint(model: RetrievalModel) -> str:
-    """A digest of all that decides a model's answers: its configuration, its weights, its vocabulary."""
+    """A digest of all that decides a model's answers: its configuration, its weights, its vocabulary.
+
+    Fields at their default are left out, so that a later version with one more field knows its older indexes.
+    """
     digest = hashlib.sha256()
     words = None if model.vocabulary is None else [model.vocabulary.tokeniser, *model.vocabulary.words]
-    digest.update(json.dumps([asdict(model.config), asdict(model.shape), words], sort_keys=True).encode())
+    config = {
+        one.name: value for one in fields(model.config) if (value := getattr(model.config, one.name)) != one.default
+    }
+    digest.update(json.dumps([config, asdict(model.shape), words], sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(
