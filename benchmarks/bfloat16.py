@@ -4,7 +4,7 @@
 
 * evaluation: RUN on the dev split, in float32 and in bfloat16. `--scores` are exact float32 scores that
   `benchmarks/cascade.py` kept.
-* training: SGR at D = 64 and S = 32 by the warm-up objective on the first 600 training images of DATA, three seeds in
+* training: SGR at D = 32 and S = 16 by the warm-up objective on the first 400 training images of DATA, three seeds in
   each precision; the best of four epochs on the first 200 dev images, whose scores are computed in the same precision.
 
 The file is written after each part and run; what it has already is not measured again, and stopped runs go on.
@@ -32,7 +32,7 @@ from l2rm.training.settings import TrainConfig
 from l2rm.training.train import train
 
 SEEDS = (0, 1, 2)
-IMAGES, DEV_IMAGES, EPOCHS = 600, 200, 4
+IMAGES, DEV_IMAGES, EPOCHS = 400, 200, 4
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -64,7 +64,7 @@ def measure_training(pairs: Pairs, dev: Pairs, precision: str, seed: int, out: P
         lr=1e-3,
         seed=seed,
         device="cpu",
-        model=ModelConfig(embed_dim=64, similarity_dim=32, precision=precision, min_word_count=2),  # type: ignore[arg-type]
+        model=ModelConfig(embed_dim=32, similarity_dim=16, word_dim=64, precision=precision, min_word_count=2),  # type: ignore[arg-type]
     )
     run = train(pairs, dev, config, out, resume=True, progress=False)
     epochs = [line["dev"]["rsum"] for line in run.metrics]

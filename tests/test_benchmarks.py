@@ -23,6 +23,8 @@ def test_memory(tmp_path: Path) -> None:
         assert 0 < found["at_start_mib"] < found["anonymous_mib"] < found["resident_mib"]
     assert measured["training"]["steps"] == [4, 4]
     assert not list(tmp_path.glob("l2rm-memory-*"))  # nothing of the data stays
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, "")  # what the file has is not measured again
 
 
 def test_speed(tmp_path: Path) -> None:
@@ -53,3 +55,11 @@ def test_serve(tmp_path: Path) -> None:
     assert all(row["queries_s"] > 0 and row["p95_ms"] >= row["p50_ms"] > 0 for row in found["rows"].values())
     assert found["approximate"]["recall"] > 0.8
     assert not list(tmp_path.glob("l2rm-serve-*"))
+
+    one = [*command, "--work", "transport", "--merge"]
+    done = subprocess.run(one, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    merged = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [row for row in merged if row["work"] != "transport"] == [rows[work] for work in works]
+    assert merged[-1]["work"] == "transport"
+    assert merged[-1] != rows["transport"]

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,7 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
     Raises:
         InputError: the extra `quickstart` is not installed, or `out` holds a quick start with another seed.
         Interrupted: a signal asked to stop.
+        RuntimeError: a process that trained was killed; the others saved, and the same call goes on.
     """
     began = time.monotonic()
     out = Path(out)
@@ -119,9 +121,15 @@ def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], 
             pool.submit(_train_one, pairs, dev, config, out / "runs" / method, level)
             for method, config in configs.items()
         ]
-        for job in as_completed(jobs):
-            if stopped := job.result():
-                raise Interrupted(stopped)
+        try:
+            for job in as_completed(jobs):
+                if stopped := job.result():
+                    raise Interrupted(stopped)
+        except BrokenProcessPool as error:  # the pool asks the others to stop, and they save
+            raise RuntimeError(
+                "a process that trained was killed from outside (is memory short?); what it and the others have saved "
+                f"is in {out / 'runs'}, go on with the same command"
+            ) from error
 
 
 def _train_one(pairs: Pairs, dev: Pairs, config: TrainConfig, out: Path, level: int) -> int | None:

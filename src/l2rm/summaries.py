@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
+    from l2rm.auditing.rematch import Rematched
     from l2rm.evaluation.metrics import Metrics
     from l2rm.search.index import Index
     from l2rm.search.queries import Hit
@@ -87,3 +88,24 @@ def hits_table(hits: Sequence["Hit"]) -> str:
         f"{hit.score:7.3f}  {item:<{widths[0]}}  {hit.name:<{widths[1]}}  {' | '.join(hit.captions)}"
         for item, hit in zip(items, hits, strict=True)
     )
+
+
+def rematch_summary(rematched: "Rematched") -> str:
+    """What becomes of the pairs, and how right it is where the truth is known."""
+    counts, plan = rematched.counts, rematched.partners.plan
+    text = f"{len(rematched.pairs_given)} pairs: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    if plan is not None:
+        told = "" if plan.converged else f"; NOT converged, marginal error {plan.marginal_error:.1g}"
+        text += (
+            f"\nplan: {plan.mass:.0f} of {plan.weights.sum():.0f} mismatched captions moved, room for "
+            f"{plan.capacities.sum():.0f}, reg {rematched.partners.reg:.3g}{told}"
+        )
+    pairs = rematched.pairs_given
+    if hits := rematched.rematch_hits:
+        text += f"\ntrue partner suggested first {100 * hits.hit1:.1f} %, among ten {100 * hits.hit10:.1f} %"
+    if pairs.is_mismatched is not None and pairs.true_image_of is not None:
+        left = rematched.decision != "drop"
+        wrong = (rematched.image_of != pairs.true_image_of)[left]
+        after = f"{100 * wrong.mean():.1f} % of what is left" if left.any() else "nothing is left"
+        text += f"\nmismatched before: {100 * pairs.is_mismatched.mean():.1f} %; after: {after}"
+    return text

@@ -23,7 +23,7 @@ lr = 1
 [config.model]
 embed_dim = 64
 [method.ncr]
-epochs_are = 3
+lr = 0.5
 [similarity.narrow.model]
 embed_dim = 8
 """
@@ -31,7 +31,7 @@ embed_dim = 8
 
 @pytest.fixture
 def grid(tmp_path):
-    def read(text=TEXT.replace("epochs_are = 3", "lr = 0.5"), name="mine.toml"):
+    def read(text=TEXT, name="mine.toml"):
         (tmp_path / name).write_text(text)
         return read_grid(str(tmp_path / name))
 
@@ -112,7 +112,7 @@ def test_what_is_no_grid_is_refused_in_a_line(grid, text, message):
 
 
 def test_no_such_grid_names_the_built_in_ones():
-    with pytest.raises(InputError, match="no such grid; .* or one of flickr8k"):
+    with pytest.raises(InputError, match=r"no such grid; .* or one of flickr8k"):
         read_grid("flickr9k")
 
 

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2rm.data.features import Features
+from l2rm.errors import InputError
 from l2rm.similarity.model import build_model
 from l2rm.similarity.pooling import GeneralisedPooling, position_codes
 from l2rm.similarity.settings import DataShape, ModelConfig
+from l2rm.training.check import check_config
+from l2rm.training.settings import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,12 @@ def test_weights_are_shares(pool):
 
 
 # ------------------------------------------------------------------------------------------------------ in a model
+
+
+def test_only_the_cosine_pools():
+    config = TrainConfig(model=ModelConfig(similarity="sgr", pooling="gpo"))
+    with pytest.raises(InputError, match=r"model\.pooling: sgr compares regions with words and pools neither"):
+        check_config(config)
 
 
 def model_of(pooling, caption_tower="gru", caption_dim=None):

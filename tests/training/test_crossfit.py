@@ -327,6 +327,40 @@ def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monk
     ]
 
 
+@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, monkeypatch, save_seconds):
+    def go():
+        config = small.small_config(rematching=FOLDED, save_seconds=save_seconds)
+        return small.train(
+            small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
+        )
+
+    warmed_up, p_values, seen = crossfit._warmed_up, crossfit.rank_p_values, []
+
+    def counted(model, batches, rows, config, seed, stop):
+        seen.append(seed)
+        return warmed_up(model, batches, rows, config, seed, stop)
+
+    def killed(*arguments, **options):
+        if len(seen) == 4:  # as kill -9 would, after the third of the six was saved
+            if save_seconds:
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                raise KeyboardInterrupt
+        return p_values(*arguments, **options)
+
+    monkeypatch.setattr(crossfit, "_warmed_up", counted)
+    monkeypatch.setattr(crossfit, "rank_p_values", killed)
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        go()
+    monkeypatch.setattr(crossfit, "rank_p_values", p_values)
+    del seen[:3]
+    run = go()
+    assert [(turn, fold) for *_, turn, fold in seen] == [(1, 0), (1, 0), (1, 1), (1, 2)]
+    for name in ("model.safetensors", "pairs.parquet"):
+        assert (run.folder / name).read_bytes() == (folded.folder / name).read_bytes(), name
+
+
 def test_other_folds_are_another_configuration(small, folded, tmp_path):
     shutil.copytree(folded.folder, tmp_path / "run")
     config = small.small_config(rematching={**FOLDED, "folds": 4})

@@ -9,6 +9,7 @@ from l2rm.commands.distil import Distil
 from l2rm.commands.evaluate import Evaluate
 from l2rm.commands.index import Index
 from l2rm.commands.quickstart import Quickstart
+from l2rm.commands.rematch import Rematch
 from l2rm.commands.search import Search
 from l2rm.commands.serve import Serve
 from l2rm.commands.train import Train
@@ -23,6 +24,7 @@ COMMANDS: dict[str, type[Command]] = {
     "index": Index,
     "search": Search,
     "serve": Serve,
+    "rematch": Rematch,
     "benchmark": Benchmark,
     "convert": Convert,
 }

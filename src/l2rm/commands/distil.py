@@ -17,8 +17,9 @@ class Distil(Command):
     RUN as cascade.safetensors. Then `l2rm evaluate RUN --shortlist 0.05` lets the model score only the few pairs that
     the first pass puts first.
 
-    Example:
+    Examples:
       l2rm distil runs/sgr --data f30k_precomp
+      l2rm distil runs/mine --data pairs.csv --image-root images
     """
 
     folder: Annotated[Path, Positional, arg(name="run", metavar="RUN")]

@@ -58,6 +58,15 @@ class Train(Command):
     """Cells along each side of an image that the encoder describes."""
     config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
 
+    @property
+    def lighter(self) -> str:
+        queue = self.config.rematching.queue_size
+        return (
+            f"train anew with a lower --batch-size (it is {self.config.batch_size})"
+            + (f", a lower --rematching.queue-size ({queue})" if queue else "")
+            + " or a lower --model.embed-dim"
+        )
+
     def run(self) -> None:
         from l2rm.sources import TRAIN, DataConfig, EncoderConfig, corrupt, open_training, refuse_other_encoder
         from l2rm.training.train import pick_device, train

@@ -1,5 +1,6 @@
 """What is wrong with a training run is said before it begins, not hours later."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -61,6 +62,9 @@ def check_config(config: TrainConfig) -> None:
     for name, choices in _choices(type(config)):
         if values[name] not in choices:
             raise InputError(f"{name}: {values[name]!r} is unknown; take one of {', '.join(choices)}")
+    for name, value in values.items():
+        if value == math.inf:
+            raise InputError(f"{name}: {value} is not finite; give a number")
     for name, lowest in LOWEST.items():
         if not values[name] >= lowest:
             raise InputError(f"{name}: {values[name]} is too small; give at least {lowest:g}")
@@ -132,11 +136,18 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
             raise InputError(f"{pairs.source}: {matched} truly matched pairs; method oracle needs at least two")
 
 
-def check_same_run(out: Path, record: dict[str, Any], config: TrainConfig, fingerprint: str) -> None:
+def check_same_run(
+    out: Path,
+    record: dict[str, Any],
+    config: TrainConfig,
+    fingerprint: str,
+    features: dict[str, list[str | None]] | None = None,
+) -> None:
     """Compare what is asked for with the run in `out`, as its `config.json` tells of it.
 
     Raises:
-        InputError: another configuration (device and times of saving aside), or other pairs; a converted run.
+        InputError: another configuration (device and times of saving aside), other pairs or other features (digests by
+            split, where both know them); a converted run.
     """
     if "converted" in record:
         raise InputError(f"{out}: was converted from a checkpoint, so no training can go on; choose another --out")
@@ -149,6 +160,14 @@ def check_same_run(out: Path, record: dict[str, Any], config: TrainConfig, finge
             raise InputError(f"{out}: {name} was {was[name]} and is now {now[name]}; resume a run as it was started")
     if record.get("fingerprint", fingerprint) != fingerprint:
         raise InputError(f"{out}: was trained on other pairs; resume a run with the data that it was started with")
+    for split, digests in (features or {}).items():
+        known = record.get("features", {}).get(split, digests)
+        for what, before, after in zip(("images", "captions"), known, digests, strict=True):
+            if None not in (before, after) and before != after:
+                raise InputError(
+                    f"{out}: the features of the {split} {what} have changed since the run was started; put the file "
+                    "back as it was, or train anew into another --out"
+                )
 
 
 def _width(pairs: Pairs) -> tuple[tuple[int, ...] | None, ...]:

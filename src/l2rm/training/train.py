@@ -18,11 +18,11 @@ import torch
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
-from l2rm.files import written_whole
+from l2rm.files import cache_folder, remove_leftovers, written_whole
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
-from l2rm.training.run import Run, load_run, locked, read_record, write_record
+from l2rm.training.run import COPY, MODEL, Run, load_run, locked, mend_model, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
 from l2rm.training.trainer import Trainer
 
@@ -102,7 +102,13 @@ def train(
             out=out,
             vocabulary=vocabulary,
             shape=data_shape(pairs, vocabulary),
-            facts={**(facts or {}), "pairs": len(pairs), "images": pairs.n_images, "fingerprint": fingerprint(pairs)},
+            facts={
+                **(facts or {}),
+                "pairs": len(pairs),
+                "images": pairs.n_images,
+                "fingerprint": fingerprint(pairs),
+                "features": {"train": feature_digests(pairs), "dev": feature_digests(dev)},
+            },
             device=device,
             resume=resume,
             progress=progress,
@@ -156,11 +162,27 @@ def fingerprint(pairs: Pairs) -> str:
     return digest.hexdigest()[:16]
 
 
+def feature_digests(pairs: Pairs) -> list[str | None]:
+    """What tells the features of images and of captions from others; None where there are none.
+
+    Features that the package made itself are left out: their cache knows each image by path, size and time, and another
+    processor may compute another last digit.
+    """
+    parts = (pairs.features, pairs.caption_features)
+    ours = cache_folder().absolute()
+    return [
+        None if part is None or (part.path is not None and part.path.is_relative_to(ours)) else part.digest()
+        for part in parts
+    ]
+
+
 def _train(job: _Job) -> Run:
     with locked(job.out), _logged(job.out / "log.txt"):
+        remove_leftovers(job.out)
         if job.resume and (job.out / "config.json").exists():
             record = read_record(job.out)
-            check_same_run(job.out, record, job.config, job.facts["fingerprint"])
+            check_same_run(job.out, record, job.config, job.facts["fingerprint"], job.facts["features"])
+            mend_model(job.out)
             if record.get("finished"):
                 log.info("%s: the run is finished, nothing is left to do", job.out)
                 return load_run(job.out, job.device)
@@ -227,7 +249,7 @@ def _best_candidate(job: _Job) -> Run:
     told = ", ".join(f"{objective} {rsum:.1f}" for objective, rsum in rsums.items())
     log.info("%s: %s is the best on dev (%s)", job.config.method, chosen, told)
     best = runs[chosen]
-    for name in ("model.safetensors", "metrics.jsonl", "pairs.parquet"):
+    for name in (MODEL, COPY, "metrics.jsonl", "pairs.parquet"):
         with written_whole(job.out / name) as beside:
             shutil.copyfile(best.folder / name, beside)
     job = dataclasses.replace(job, config=best.config)

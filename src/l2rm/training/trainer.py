@@ -15,8 +15,10 @@ from l2rm.data.batches import Batch, Batches, ahead
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import evaluate_scores
+from l2rm.evaluation.scores import Stoppable
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.scoring import ModelScores
+from l2rm.training.failure import undone_if_not_finite
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.methods.method import Method, Step
 from l2rm.training.methods.registry import METHODS
@@ -62,14 +64,15 @@ class Trainer:
         Raises:
             Interrupted: a signal asked to stop; the run was saved.
             InputError: what was saved is damaged, or is of other pairs.
-            RuntimeError: a gradient or a loss is not finite, or the sample division leaves nothing to learn from.
+            RuntimeError: a gradient or a loss is not finite (the run was saved as it was before), or the sample
+                division leaves nothing to learn from.
         """
         if resume:
             self._restore()
         with interruptible() as interruption:
             while self.state["epoch"] < self.config.epochs:
                 self._train_epoch(interruption)
-                self._end_epoch()
+                self._end_epoch(interruption)
                 if interruption.signal is not None:
                     raise Interrupted(interruption.signal)
         best = self.state["best"]
@@ -94,7 +97,7 @@ class Trainer:
             group["lr"] = self.config.lr * factor
         self.method.set_learning_rate(factor)
         if state["division"] is None:
-            state["division"] = self.method.divide(epoch, interruption.check)
+            self._divide(interruption)
         steps, total = self.method.steps(epoch)
         self.model.train()
         with ahead(self._read, islice(steps, state["step"], None)) as read:
@@ -107,7 +110,8 @@ class Trainer:
                 leave=False,
             )
             for batches in bar:
-                self._learn(epoch, *batches)
+                with undone_if_not_finite(self, batches):
+                    self._learn(epoch, *batches)
                 state["step"] += 1
                 now = time.monotonic()
                 if interruption.signal is not None or now - saved > self.config.save_seconds:
@@ -117,6 +121,26 @@ class Trainer:
                 if interruption.signal is not None:
                     raise Interrupted(interruption.signal)
         state["seconds"] += time.monotonic() - started
+
+    def _divide(self, interruption: Interruption) -> None:
+        """Let the method divide the pairs; of long work, what it has finished is saved now and then."""
+        epoch, saved = self.state["epoch"], time.monotonic()
+        if self.method.restarts(epoch):  # a save would find it restarted, and restart it again
+            self.state["division"] = self.method.divide(epoch, interruption.check)
+            return
+
+        def keep() -> None:
+            nonlocal saved
+            if time.monotonic() - saved > self.config.save_seconds:
+                self.save()
+                saved = time.monotonic()
+
+        self.method.keep = keep
+        try:
+            self.state["division"] = self.method.divide(epoch, interruption.check)
+        except Interrupted:
+            self.save()
+            raise
 
     def _restart(self) -> None:
         """Fresh weights, and an optimiser that remembers nothing."""
@@ -135,10 +159,7 @@ class Trainer:
         for member in self.model.members:
             norm = nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
             if not norm.isfinite():  # before it spoils the model
-                raise RuntimeError(
-                    f"epoch {epoch + 1}, step {self.state['step'] + 1}: the gradient is {float(norm)}; "
-                    "train with a smaller learning rate"
-                )
+                raise FloatingPointError(f"the gradient is {float(norm)}")
         self.optimiser.step()
         self._count({f"transport.{name}": value for name, value in taught.facts.items()})
         self._count({name: value.detach() for name, value in taught.terms.items()})
@@ -150,14 +171,19 @@ class Trainer:
 
     # ------------------------------------------------------------------------------- what an epoch leaves behind
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, interruption: Interruption) -> None:
         state, epoch = self.state, self.state["epoch"]
         means = {name: float(total) / number for name, (total, number) in state["sums"].items()}
         losses = {name: mean for name, mean in means.items() if not name.startswith("transport.")}
         if not np.isfinite(list(losses.values())).all():
             raise RuntimeError(f"the loss of epoch {epoch + 1} is not finite; train with a smaller learning rate")
         started = time.monotonic()
-        dev = evaluate_scores(ModelScores(self.model, self.dev), self.dev.image_of)
+        try:
+            scores = Stoppable(ModelScores(self.model, self.dev), interruption.check)
+            dev = evaluate_scores(scores, self.dev.image_of)
+        except Interrupted:
+            self.save()  # with every step of the epoch done, so that it goes on from here
+            raise
         line: dict[str, Any] = {"epoch": epoch + 1, "stage": self.stage(epoch), "objective": self.objective(epoch)}
         line |= {"lr": self.optimiser.param_groups[0]["lr"], "steps": state["step"], "losses": losses}
         line["division"] = state["division"]
@@ -169,7 +195,7 @@ class Trainer:
         state["lines"].append(line)
         if state["best"] is None or dev.rsum > state["best"]["rsum"]:
             state["best"] = {"rsum": dev.rsum, "epoch": epoch + 1, "stage": line["stage"]}
-            write_model(self.folder, self.model)
+            write_model(self.folder, self.model, copy=True)
         state |= {"epoch": epoch + 1, "step": 0, "sums": {}, "division": None, "seconds": 0.0}
         write_lines(self.folder / "metrics.jsonl", state["lines"])
         self.save()

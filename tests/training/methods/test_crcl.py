@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from l2rm.errors import InputError
 from l2rm.evaluation.detection import measure_detection
+from l2rm.training.check import check_config
 from l2rm.training.methods.crcl import Crcl, active_complementary
 from l2rm.training.methods.settings import CrclConfig
+from l2rm.training.settings import TrainConfig
 from l2rm.training.trainer import Trainer
 
 
@@ -70,6 +73,21 @@ def test_rounds_start_afresh_and_keep_the_labels(small, run):
     probability = found.match_probability(pairs)
     assert np.array_equal(probability, labels[-1][3].double().numpy())
     assert measure_detection(probability, pairs.is_mismatched).auroc > 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "crcl.rounds: 0 is too small"),
+        ({"early_share": 0.0}, "crcl.early_share: 0.0 is not positive"),
+        ({"momentum": 1.5}, "crcl.momentum: 1.5 is too large"),
+        ({"least": 1.0}, "crcl.least: 1.0 is too large"),
+    ],
+)
+def test_rounds_and_shares_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(InputError) as error:
+        check_config(TrainConfig(method="crcl", crcl=CrclConfig(**changes)))
+    assert str(error.value).startswith(message)
 
 
 def test_weights_do_change_at_a_restart(small, run):

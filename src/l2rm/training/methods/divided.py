@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from l2rm.data.batches import Batches
 from l2rm.rematching.settings import HardObjective
@@ -29,7 +30,7 @@ class Divided(Method):
 
     def __init__(self, model: RetrievalModel, batches: Batches, config: TrainConfig) -> None:
         super().__init__(model, batches, config)
-        self.state |= {"match_probability": None, "cross_fitted": None}
+        self.state |= {"match_probability": None, "cross_fitted": None, "folds": []}
 
     def stage(self, epoch: int) -> str:
         return "warm-up" if epoch < self.config.warmup_epochs else self.later_stage
@@ -54,7 +55,7 @@ class Divided(Method):
         if (cross_fitted := self.state["cross_fitted"]) is not None:
             return dict(cross_fitted)
         started = time.monotonic()
-        division = cross_fit(self.model, self.batches, self.config, stop=stop) if settings.folds else self._own(epoch)
+        division = self._by_folds(stop) if settings.folds else self._own(epoch, stop)
         self.state["match_probability"] = torch.from_numpy(division.match_probability)
         statistics = division.statistics(settings.matched_above, self.truth)
         statistics["seconds"] = time.monotonic() - started
@@ -67,7 +68,19 @@ class Divided(Method):
             )
         return statistics
 
-    def _own(self, epoch: int) -> Division:
+    def _by_folds(self, stop: Callable[[], None]) -> Division:
+        """By models of other images; the folds that are finished stand in `state` meanwhile."""
+        done = self.state["folds"]
+
+        def finished(p_values: Tensor) -> None:
+            done.append(p_values)
+            self.keep()
+
+        division = cross_fit(self.model, self.batches, self.config, stop=stop, done=tuple(done), finished=finished)
+        self.state["folds"] = []
+        return division
+
+    def _own(self, epoch: int, stop: Callable[[], None]) -> Division:
         """By the losses of the model that is being trained."""
         previous = self.state["match_probability"]
         return divide(
@@ -77,6 +90,7 @@ class Divided(Method):
             batch_size=self.config.batch_size,
             seed=self.seed(epoch, DIVISION),
             previous=None if previous is None else previous.numpy(),
+            stop=stop,
         )
 
     def everything(self) -> Lesson:

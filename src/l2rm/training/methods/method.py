@@ -56,6 +56,8 @@ class Method(ABC):
         self.model, self.batches, self.config = model, batches, config
         self.rows = np.arange(len(batches))
         self.state: dict[str, Any] = {}
+        self.keep: Callable[[], None] = lambda: None
+        """To be called in `divide` whenever `state` holds a part that need not be done again: it may be saved."""
 
     # ------------------------------------------------------------------------------------------------- an epoch
 

@@ -53,7 +53,7 @@ class Ncr(Method):
         if self.stage(epoch) == "warm-up":
             return None
         started = time.monotonic()
-        probability, losses = self._probabilities(self.model, self.seed(epoch, DIVISION))
+        probability, losses = self._probabilities(self.model, self.seed(epoch, DIVISION), stop)
         self.state["match_probability"] = probability
         threshold = self.config.rematching.matched_above
         fewest = int((probability > threshold).sum(1).min())
@@ -105,11 +105,16 @@ class Ncr(Method):
         mean: NDArray[np.float32] = probability.mean(0).numpy()
         return mean
 
-    def _probabilities(self, model: RetrievalModel, seed: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _probabilities(
+        self, model: RetrievalModel, seed: tuple[int, ...], stop: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
         """(members, rows) match probabilities by each network's losses, and those losses."""
         margin, size = self.config.rematching.margin, self.config.batch_size
         losses = torch.stack(
-            [pair_losses(one, self.batches, margin=margin, batch_size=size, seed=seed) for one in model.members]
+            [
+                pair_losses(one, self.batches, margin=margin, batch_size=size, seed=seed, stop=stop)
+                for one in model.members
+            ]
         )
         return torch.stack([GaussianMixture.fit(row).match_probability(row).float() for row in losses]), losses
 
