@@ -40,6 +40,13 @@ def test_speed(tmp_path: Path) -> None:
         assert row["max_abs_diff"] <= (0.05 if work.endswith("bf16") else 1e-6), row
         assert min(row["naive_s"], row["l2rm_s"], row["naive_peak_mib"], row["l2rm_peak_mib"]) > 0
     assert 0.05 < rows["similarity_cascade"]["share"] < 0.5
+    one = [*command, "--work", "transport", "--merge"]
+    done = subprocess.run(one, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    merged = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert [row for row in merged if row["work"] != "transport"] == [rows[work] for work in works]
+    assert merged[-1]["work"] == "transport"
+    assert merged[-1] != rows["transport"]
 
 
 def test_serve(tmp_path: Path) -> None:
@@ -55,11 +62,3 @@ def test_serve(tmp_path: Path) -> None:
     assert all(row["queries_s"] > 0 and row["p95_ms"] >= row["p50_ms"] > 0 for row in found["rows"].values())
     assert found["approximate"]["recall"] > 0.8
     assert not list(tmp_path.glob("l2rm-serve-*"))
-
-    one = [*command, "--work", "transport", "--merge"]
-    done = subprocess.run(one, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    merged = json.loads((tmp_path / "speed.json").read_text())["rows"]
-    assert [row for row in merged if row["work"] != "transport"] == [rows[work] for work in works]
-    assert merged[-1]["work"] == "transport"
-    assert merged[-1] != rows["transport"]
