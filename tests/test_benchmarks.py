@@ -47,3 +47,18 @@ def test_speed(tmp_path: Path) -> None:
     assert [row for row in merged if row["work"] != "transport"] == [rows[work] for work in works]
     assert merged[-1]["work"] == "transport"
     assert merged[-1] != rows["transport"]
+
+
+def test_serve(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra serve brings it")
+    pytest.importorskip("faiss", reason="the extra faiss brings it")
+    command = [sys.executable, str(SCRIPTS / "serve.py"), "--tiny", "--json", "serve.json", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "serve.json").read_text())
+    assert found["rows"].keys() == {"bare_calls", "bare_batches", "http", "http_batches"}
+    assert all(row["queries_s"] > 0 and row["p95_ms"] >= row["p50_ms"] > 0 for row in found["rows"].values())
+    assert found["approximate"]["recall"] > 0.8
+    assert not list(tmp_path.glob("l2rm-serve-*"))

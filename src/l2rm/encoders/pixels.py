@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class UndecodableImageError(Exception):
     """The file is no image that can be decoded; the message says why, without naming the file."""
 
 
-def decode(path: Path, size: int) -> NDArray[np.uint8]:
+def decode(path: Path | BinaryIO, size: int) -> NDArray[np.uint8]:
     """Decode an image file to RGB of `size` × `size`.
 
     The whole image is squeezed into the square (bicubic, antialiased), so that nothing is cut off. EXIF orientation is
@@ -38,7 +39,7 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
     first frame is taken.
 
     Args:
-        path: the file.
+        path: the file, or one that is open for reading.
         size: width and height of the result in pixels.
 
     Returns:

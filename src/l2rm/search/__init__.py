@@ -1,0 +1,1 @@
+"""An index of images and captions: search by words, pictures, items or vectors; and its page."""

@@ -1,0 +1,141 @@
+"""`l2rm index`, `search` and `serve`, from arguments to answers."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from l2rm.cli import main
+from l2rm.data.pairs import Pairs
+from l2rm.search.index import Index
+from l2rm.search.model_folder import write_model_folder
+from l2rm.similarity.model import RetrievalModel
+
+from .conftest import draw
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def ask(*arguments: object, status: int = 0) -> None:
+    assert main([str(argument) for argument in arguments]) == status
+
+
+def test_precomp_from_a_run(trained: Path, precomp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = tmp_path / "index"
+    ask("index", "--model", trained, "--data", precomp, "--split", "test", "--out", index)
+    assert "10 images, 20 captions" in capsys.readouterr().out
+    ask("search", index, "red kite", "-k", 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert re.match(r" +0\.\d{3}  image:\d+ +test/\d  \w+", lines[0])
+    ask("search", index, "--like", "image:4", "--target", "captions", "--json", "-k", 2)
+    assert [hit["kind"] for hit in json.loads(capsys.readouterr().out)] == ["caption"] * 2
+    ask("index", "--out", index, "--remove", "image:3", "test/4", "caption:0")
+    assert "removed 2 images, 5 captions" in capsys.readouterr().out
+    ask("index", "--out", index, "--add", precomp, "--split", "dev", "--quiet")
+    assert "added 10 images, 20 captions\n18 images, 35 captions" in capsys.readouterr().out
+    ask("index", "--out", index, "--compact")
+    assert "18 images, 35 captions" in capsys.readouterr().out
+
+
+def test_arrays_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss", reason="the extra faiss brings it")
+    generator = np.random.default_rng(0)
+    for name in ("images", "captions"):
+        np.save(tmp_path / f"{name}.npy", generator.normal(size=(200, 8)).astype(np.float32))
+    data = f"{tmp_path}/images.npy,{tmp_path}/captions.npy"
+    ask("index", "--data", data, "--out", tmp_path / "index", "--approximate-above", 100)
+    assert re.search(r"images are searched by FAISS, \d+ of \d+ lists: it finds \d+\.\d % ", capsys.readouterr().out)
+    ask("search", tmp_path / "index", "--like", "image:0", "-k", 2)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("search {index}", "nothing is given"),
+        ("search {index} red --like image:1", "text and like is given"),
+        ("search {index} --like picture:1", "is no item"),
+        ("search {index} --like image:1000", "no such item"),
+        ("search {index} red -k 0", "at least 1"),
+        ("search {folder} red", "no index"),
+        ("search {index} --image {folder}/none.png", "does not decode"),
+        ("search {index} red --model {run}", "was made by model"),
+        ("index --out {index}", "nothing is asked for"),
+        ("index --out {index} --compact --add x.csv", "add and compact is asked for"),
+        ("index --out {folder}/none --compact", "no index"),
+        ("index --out {index} --remove nobody.png", "no image of this index"),
+        ("index --data {folder}/none.csv --out {folder}/new", "no such file"),
+        ("serve", "nothing is given"),
+        ("serve {folder}", "no index"),
+        ("serve {index} --port 99999", "choose another --port"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(
+    arguments: str, message: str, served_index: Index, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [part.format(index=served_index.folder, folder=tmp_path, run=trained) for part in arguments.split()]
+    ask(*given, status=2)
+    shown = capsys.readouterr()
+    assert shown.err.startswith("l2rm: error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_taken_port_is_told(served_index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ask("serve", served_index.folder, "--port", taken.getsockname()[1], status=2)
+    assert "in use; choose another --port" in capsys.readouterr().err
+
+
+def test_a_picture_by_its_file(drawn: Pairs, served_index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+    ask("search", served_index.folder, "--image", drawn.image_path(7), "--target", "images", "-k", 1)
+    assert "image:7  picture 7.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_serve_answers_until_it_is_stopped(number: signal.Signals, status: int, served_index: Index) -> None:
+    command = [sys.executable, "-m", "l2rm", "serve", str(served_index.folder), "--port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    without_encoder = "import l2rm.search.index as room; room.Index.warm_up = lambda self: None\n"
+    command[1:3] = ["-c", f"{without_encoder}import sys; from l2rm.cli import main; sys.exit(main(sys.argv[1:]))"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[0]
+        with urllib.request.urlopen(f"{address}healthz", timeout=30) as answer:
+            assert json.load(answer)["status"] == "ok"
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == status, told
+    assert "Traceback" not in told
+
+
+def test_serve_with_a_review(tmp_path: Path) -> None:
+    pytest.importorskip("l2rm.auditing.review", reason="the review page has not moved in yet")
+    from l2rm.commands.serve import Serve
+
+    with pytest.raises(Exception, match="audit"):
+        Serve(audit=tmp_path, quiet=True).run()
+
+
+def test_a_copy_of_the_folder_is_enough(
+    cosine: RetrievalModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model_folder(tmp_path / "run", cosine)
+    pairs = draw(tmp_path / "drawn", 6)
+    index = Index.build(pairs, cosine, out=tmp_path / "index")
+    index.folder.rename(tmp_path / "moved")
+    ask("search", tmp_path / "moved", "red", "--model", tmp_path / "run", "-k", 1)
+    assert "image:" in capsys.readouterr().out
