@@ -851,11 +851,10 @@ bad(
     "method oracle learns from truly matched pairs only",
     "give --mismatch",
 )
-bad("audit by nothing", lambda p: p.audit(), "audit: what to judge by is open; give --model RUN or --similarity")
 bad(
     "audit by two things",
     lambda p: p.audit("--model", p.run, "--similarity", "S.npy"),
-    "give --model RUN or --similarity FILE.npy, one of",
+    "audit: both --model and --similarity are there to judge by; give one",
 )
 bad(
     "threshold beyond 1",

@@ -21,7 +21,6 @@ from l2rm.training.interrupt import Interrupted
 class Fails:
     error: BaseException | None = None
     quiet: bool = False
-    resume: bool = False
     out: Path | None = Path("here/it.npy")
     said: list[str] = field(default_factory=list)
     lighter: str = "free some memory, or give fewer pairs at a time"
