@@ -161,9 +161,9 @@ def test_nothing_to_do() -> None:
         pairs, scores, match_probability=np.zeros(len(pairs)), rematch_threshold=1.0
     )  # and nobody to learn from
     assert (gone.partners.reg, gone.partners.share) == (0.05, 0.5)
+    unsure = replace(gone, partners=replace(gone.partners, confidence=np.zeros(len(pairs))))
     with pytest.raises(InputError, match="every pair would be dropped"):
-        unsure = replace(gone.partners, confidence=np.zeros(len(pairs)))
-        _ = replace(gone, partners=unsure).pairs
+        _ = unsure.pairs
 
 
 @pytest.mark.parametrize(

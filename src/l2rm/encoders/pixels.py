@@ -59,7 +59,7 @@ def decode(path: Path | BinaryIO, size: int) -> NDArray[np.uint8]:
     return np.array(square, dtype=np.uint8)
 
 
-def opened(path: Path, size: int) -> Image.Image:
+def opened(path: Path | BinaryIO, size: int) -> Image.Image:
     """An image file as an upright RGB picture, at least `size` pixels a side where the file has as many.
 
     Raises:
