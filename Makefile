@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint check-slow clean
+.PHONY: help install quickstart test lint check-slow fuzz coverage test-core test-lowest release-check mutants clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,15 +37,39 @@ lint: install ## Check style, types and the order of the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check-slow: lint test ## Everything that takes longer: slow tests, docstrings' examples, a wheel in an empty environment
+check-slow: lint test release-check ## Everything that takes longer: slow tests, docstrings' examples, a release tried out
 	$(PYTEST) -m slow || [ $$? -eq 5 ]  # 5: there are no slow tests
 	$(PYTEST) --doctest-modules src/l2rm
-	rm -rf build/wheel
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
-	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
-	cd build/wheel && OMP_NUM_THREADS=1 venv/bin/python ../../examples/audit_embeddings.py
-	build/wheel/venv/bin/l2rm --version
+
+release-check: install ## Build wheel and sdist; the quick start of the wheel, in an empty environment outside the repository
+	rm -rf build/release
+	$(BIN)/python -m build --outdir build/release . > /dev/null
+	$(PYTHON) -m venv build/release/venv
+	build/release/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/build/release/*.whl)[quickstart]"
+	away=$$(mktemp -d) && cd $$away && OMP_NUM_THREADS=1 $(CURDIR)/build/release/venv/bin/python $(CURDIR)/examples/audit_embeddings.py \
+	  && $(CURDIR)/build/release/venv/bin/l2rm quickstart --quiet && test -s quickstart/report.html && rm -rf $$away
+
+fuzz: install ## Damaged files of every kind, many thousands of them: half an hour and more
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=fuzz tests/test_fuzz.py
+
+coverage: install ## Which lines the tests reach
+	$(PYTEST) -n 2 --cov=l2rm --cov-branch --cov-report=term:skip-covered --cov-report=html:build/coverage
+
+mutants: install ## Which mistakes in rematching/ the tests would not see
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --minutes 10 --out build/mutants.json
+
+# Environments of their own, from the requirements in pyproject.toml; torch stays what constraints.txt says.
+test-core: ## The tests with no extra installed: what needs one says so and is skipped
+	rm -rf build/core && $(PYTHON) -m venv build/core
+	$(PYTHON) benchmarks/requirements.py core > build/core.txt
+	build/core/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r build/core.txt
+	PYTHONPATH=src OMP_NUM_THREADS=1 build/core/bin/python -m pytest -q -rs --hypothesis-profile=ci -n 2
+
+test-lowest: ## The tests with the lowest versions that pyproject.toml admits, torch excepted
+	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
+	$(PYTHON) benchmarks/requirements.py lowest > build/lowest.txt
+	build/lowest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r build/lowest.txt
+	PYTHONPATH=src OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -q --hypothesis-profile=ci -n 2
 
 clean: ## Remove what make and the tools have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)  # `make fuzz`
 
 WORDS = ("red", "blue", "dog", "cat", "kite", "sea", "tree", "car", "sun", "moon")
 TINY = [

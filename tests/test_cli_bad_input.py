@@ -1,4 +1,4 @@
-"""Bad input: one line that says what is wrong and where, exit status 2, nothing left behind, no traceback."""
+"""Bad input beyond the table of `test_bad_inputs.py`: disks, locks, several faults in a row, processes of their own."""
 
 import csv
 import errno
@@ -59,48 +59,6 @@ def corrupting(data: object, out: Path) -> list[object]:
     return ["corrupt", data, "--ratio", 0.5, "--level", "image", "--out", out]
 
 
-def test_missing_file(refused: Refused, tmp_path: Path) -> None:
-    assert "nowhere.csv: no such file" in refused(*corrupting(tmp_path / "nowhere.csv", tmp_path / "x.csv"))
-    assert "nowhere.csv: no such file" in refused("train", tmp_path / "nowhere.csv", "--out", tmp_path / "run")
-
-
-def test_missing_column(refused: Refused, tmp_path: Path) -> None:
-    data = table(tmp_path, "image,text", "a.png,one", "b.png,two")
-    told = refused("train", data, "--out", tmp_path / "run")
-    assert "pairs.csv: no column 'caption' among its columns (image, text)" in told
-
-
-def test_empty_caption(refused: Refused, tmp_path: Path) -> None:
-    data = table(tmp_path, "image,caption", "a.png,one", "b.png, ", "c.png,three")
-    assert "pairs.csv:row 2: the caption is empty" in refused("train", data, "--out", tmp_path / "run")
-
-
-def test_missing_image(refused: Refused, tmp_path: Path) -> None:
-    data = table(tmp_path, "image,caption", "a.png,one", "gone.png,two")
-    told = refused("train", data, "--out", tmp_path / "run")
-    assert "row 2: no image file" in told
-    assert "gone.png" in told
-
-
-def test_table_with_one_row(refused: Refused, tmp_path: Path) -> None:
-    data = table(tmp_path, "image,caption", "a.png,one")
-    assert "pairs.csv: 1 row; a table needs at least two" in refused("train", data, "--out", tmp_path / "run")
-
-
-def test_table_of_a_kind_that_is_unknown(refused: Refused, tmp_path: Path) -> None:
-    data = table(tmp_path, "image,caption", "a.png,one").rename(tmp_path / "pairs.xlsx")
-    assert "pairs.xlsx: .xlsx is no table that we know" in refused("train", data, "--out", tmp_path / "run")
-
-
-def test_column_of_a_type_that_is_unknown(refused: Refused, tmp_path: Path) -> None:
-    table(tmp_path, "")
-    data = tmp_path / "pairs.jsonl"
-    rows = [{"image": "a.png", "caption": "one"}, {"image": "b.png", "caption": ["two", "three"]}]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = refused("train", data, "--out", tmp_path / "run")
-    assert "pairs.jsonl:row 2: caption is a list, not a text" in told
-
-
 def test_bad_rows_are_listed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = table(tmp_path, "image,caption,split", "a.png,one,train", "b.png,,train", "b.png,two,train", "c.png,3,dev")
     out = tmp_path / "noisy.csv"
@@ -110,12 +68,6 @@ def test_bad_rows_are_listed_and_left_out(tmp_path: Path, capsys: pytest.Capture
         rows = list(csv.DictReader(file))
     assert [row["caption"] for row in rows] == ["one", "two", "3"]
     assert [row["is_mismatched"] for row in rows] == ["true", "true", "false"]
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, "nan"])
-def test_ratio_outside_its_range(ratio: float, refused: Refused, precomp: Path, tmp_path: Path) -> None:
-    told = refused("corrupt", precomp, f"--ratio={ratio}", "--level", "image", "--out", tmp_path / "x.npy")
-    assert f"ratio: {float(ratio)} is outside [0, 1)" in told
 
 
 # ----------------------------------------------------------------------------------------------- features and indices
@@ -142,58 +94,6 @@ def test_nan_features(
     assert "train_ims.npy: row 7" in refused("train", data, "--out", tmp_path / "run", *tiny)
     assert "test_ims.npy: row 7" in refused("evaluate", trained, "--data", data, "--quiet")
     assert "test_ims.npy: row 7" in refused("audit", data, "--split=test", "--model", trained, "--out", tmp_path / "a")
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        (np.arange(79), "79 entries for 80 captions"),
-        (np.r_[np.repeat(np.arange(40), 2)[:-1], 40], "image 40, but"),
-        (np.r_[-1, np.repeat(np.arange(40), 2)[1:]], "image -1, but"),
-        (np.zeros(80), "float64"),
-        (np.zeros((40, 2), dtype=int), "shape (40, 2)"),
-    ],
-)
-def test_index_of_the_wrong_length_or_out_of_range(
-    entries: np.ndarray, message: str, refused: Refused, precomp: Path, trained: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "index.npy"
-    np.save(path, entries)
-    for told in (
-        refused("train", precomp, "--mismatch", path, "--out", tmp_path / "run"),
-        refused("audit", precomp, "--mismatch", path, "--model", trained, "--out", tmp_path / "audit"),
-    ):
-        assert "index.npy" in told
-        assert message in told
-
-
-def test_pickled_and_missing_index(refused: Refused, precomp: Path, tmp_path: Path) -> None:
-    path = tmp_path / "index.npy"
-    np.save(path, np.array([{"code": "runs"}], dtype=object), allow_pickle=True)
-    assert "index.npy: cannot be read" in refused("train", precomp, "--mismatch", path, "--out", tmp_path / "run")
-    path.unlink()
-    assert "index.npy: no such file" in refused("train", precomp, "--mismatch", path, "--out", tmp_path / "run")
-
-
-def test_oracle_without_truth(refused: Refused, precomp: Path, tmp_path: Path, tiny: list[str]) -> None:
-    told = refused("train", precomp, "--method", "oracle", "--out", tmp_path / "run", *tiny)
-    assert "--mismatch INDEX.npy" in told
-
-
-def test_no_dev_split(refused: Refused, make_precomp: Callable[..., Path], tmp_path: Path) -> None:
-    data = make_precomp(tmp_path / "p")
-    (data / "dev_caps.txt").unlink()
-    assert "no split 'dev'" in refused("train", data, "--out", tmp_path / "run")
-
-
-def test_encoder_device_and_settings_that_do_not_exist(refused: Refused, precomp: Path, tmp_path: Path) -> None:
-    run = ["train", precomp, "--quiet", "--out", tmp_path / "run"]
-    assert "device: 'abacus'" in refused(*run, "--device", "abacus")
-    assert "dropout" in refused(*run, "--model.dropout", 2)
-    assert "batch_size" in refused(*run, "--batch-size", 1)
-    drawn = table(tmp_path, "image,caption,split", "a.png,one,train", "b.png,two,train", "c.png,3,dev")
-    told = refused("train", drawn, "--out", tmp_path / "run", "--encoder", "magic")
-    assert "there is no 'magic'; choose from efficientnet-lite0" in told
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -229,15 +129,6 @@ def test_data_that_a_run_cannot_take(
     assert "9 images do not make 5 equal folds" in refused("evaluate", trained, "--data", nine, "--protocol", "folds5")
 
 
-def test_which_pairs_to_mismatch_is_said_once_and_in_full(refused: Refused, precomp: Path, tmp_path: Path) -> None:
-    train = ["train", precomp, "--out", tmp_path / "run", "--quiet"]
-    for half in (["--ratio", 0.4], ["--level", "image"]):
-        assert "ratio, level: one stands without the other; give both" in refused(*train, *half)
-    both = ["--ratio", 0.4, "--level", "image"]
-    assert "mismatched by index.npy already" in refused(*train, *both, "--mismatch", "index.npy")
-    assert "ratio: 1.4 is outside [0, 1)" in refused(*train, "--ratio", 1.4, "--level", "image")
-
-
 def test_a_second_train_into_a_run(
     refused: Refused, precomp: Path, index: Path, trained: Path, tmp_path: Path, tiny: list[str]
 ) -> None:
@@ -263,20 +154,6 @@ def test_a_run_that_another_process_holds(refused: Refused, precomp: Path, tmp_p
     with locked(tmp_path / "run"):
         told = refused("train", precomp, "--out", tmp_path / "run", *tiny)
     assert "is training there" in told
-
-
-def test_audit_is_told_what_to_judge_by(refused: Refused, precomp: Path, trained: Path, tmp_path: Path) -> None:
-    out = ["--out", tmp_path / "audit"]
-    assert "give --model RUN or --similarity FILE.npy" in refused("audit", precomp, *out)
-    path = tmp_path / "S.npy"
-    np.save(path, np.zeros((40, 79), dtype=np.float32))
-    assert "one of them" in refused("audit", precomp, "--model", trained, "--similarity", path, *out)
-    assert "40 images × 79 captions" in refused("audit", precomp, "--similarity", path, *out)
-    similarity = np.random.default_rng(0).normal(size=(40, 80))
-    similarity[3, 4] = np.nan
-    np.save(path, similarity)
-    assert "NaN for image 3 and caption 4" in refused("audit", precomp, "--similarity", path, *out, "--quiet")
-    assert "keep_threshold=2.0" in refused("audit", precomp, "--similarity", path, *out, "--keep-threshold", 2)
 
 
 # ------------------------------------------------------------------------------------------------------ where to write

@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.recipes import quickstart as recipe
+from l2rm.training.run import locked
 from l2rm.training.settings import TrainConfig
+from l2rm.training.state import load_state
 
 COLOURS, SHAPES = 8, 8
 KEYS = {"plain", "l2rm", "oracle", "detection", "rematch", "gap_closed", "data", "seconds"}
@@ -133,6 +139,36 @@ def test_what_fails_in_a_process_is_told_and_leaves_no_summary(tmp_path: Path, m
     with pytest.raises(InputError, match=r"lr: -1\.0 is not positive"):
         room.quickstart(out=tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_that_is_killed_is_told_and_the_other_saves(tmp_path: Path) -> None:
+    pairs, dev, _ = tiny_pairs().split(dev=16, test=24, seed=0)
+    config = dataclasses.replace(tiny_recipe(), objective="infonce", warmup_epochs=100_000)
+    configs = {method: dataclasses.replace(config, method=method) for method in ("plain", "warmup")}
+    configs["warmup"] = dataclasses.replace(configs["warmup"], objective="auto")
+    folders = [tmp_path / "runs" / method for method in configs]
+
+    def kill() -> None:
+        """Once both processes have saved, the first one that can be found."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not all((one / "last" / "state.pt").exists() for one in folders):
+            time.sleep(0.05)
+        owner = re.search(r"process (\d+)", (folders[0] / "lock").read_text())
+        assert owner
+        os.kill(int(owner[1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(
+        RuntimeError, match=r"was killed from outside .* saved is in .*runs, go on with the same command"
+    ):
+        room._train_all(pairs, dev, configs, tmp_path, progress=False)
+    killer.join()
+    assert (folders[0] / "lock").exists()  # killed
+    assert not (folders[1] / "lock").exists()  # stopped, and saved
+    with locked(folders[0]), locked(folders[1]):  # neither is held any more
+        assert load_state(folders[1]) is not None
 
 
 @pytest.mark.slow

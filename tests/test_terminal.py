@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from l2rm.cli import parse_command
 from l2rm.errors import InputError
 from l2rm.terminal import guarded
 from l2rm.training.interrupt import Interrupted
@@ -21,6 +23,7 @@ class Fails:
     quiet: bool = False
     out: Path | None = Path("here/it.npy")
     said: list[str] = field(default_factory=list)
+    lighter: str = "free some memory, or give fewer pairs at a time"
 
     def run(self) -> None:
         for text in self.said:
@@ -48,6 +51,9 @@ def ran(command: Fails, capfd: pytest.CaptureFixture[str], **options: Any) -> tu
         (OSError("61440 requested and 32752 written"), 2, "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "error: /root/x: Permission denied; choose"),
         (PermissionError(errno.EACCES, "Permission denied", "here/.it.k3.npy"), 2, "error: here/it.npy: Permission"),
+        (MemoryError("Unable to allocate 9 TiB"), 1, "failed: out of memory; free some memory, or give fewer pairs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), 1, "failed: out of memory; "),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"), 2, "error: f/x: Not a directory"),
     ],
 )
@@ -68,6 +74,22 @@ def test_a_full_disk_is_recognised_behind_another_error(capfd: pytest.CaptureFix
     status, told = ran(Fails(error), capfd)
     assert status == 2
     assert "the disk is full" in told
+
+
+def test_out_of_memory_training_says_what_to_lower(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = parse_command(["train", "data", "--out", "run", "--batch-size=256", "--rematching.queue-size=512"])
+    with pytest.raises(RuntimeError) as real:  # what torch says on a processor
+        torch.empty(2**50, dtype=torch.float64)
+    assert (
+        ran(Fails(real.value), capfd)[1]
+        == "l2rm: failed: out of memory; free some memory, or give fewer pairs at a time\n"
+    )
+    assert command.lighter == (
+        "train anew with a lower --batch-size (it is 256), a lower --rematching.queue-size (512) or a lower "
+        "--model.embed-dim"
+    )
+    status, told = ran(Fails(real.value, lighter=command.lighter), capfd)
+    assert (status, told) == (1, f"l2rm: failed: out of memory; {command.lighter}\n")
 
 
 def test_debug_shows_the_traceback_and_keeps_the_status(capfd: pytest.CaptureFixture[str]) -> None:

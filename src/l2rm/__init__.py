@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit as Audit
     from l2rm.auditing.audit import audit as audit
     from l2rm.auditing.audit import audit_scores as audit_scores
+    from l2rm.auditing.rematch import Rematched as Rematched
+    from l2rm.auditing.rematch import rematch as rematch
+    from l2rm.auditing.rematch import rematch_scores as rematch_scores
     from l2rm.data.features import Features as Features
     from l2rm.data.mismatch import Mismatched as Mismatched
     from l2rm.data.mismatch import inject_mismatches as inject_mismatches
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from l2rm.evaluation.metrics import Metrics as Metrics
     from l2rm.evaluation.metrics import evaluate_scores as evaluate_scores
     from l2rm.evaluation.scores import MatrixScores as MatrixScores
+    from l2rm.rematching.candidates import EmbeddingScores as EmbeddingScores
+    from l2rm.rematching.dataset import SparsePlan as SparsePlan
+    from l2rm.rematching.dataset import sparse_transport as sparse_transport
     from l2rm.rematching.division import BetaMixture as BetaMixture
     from l2rm.rematching.settings import RematchingConfig as RematchingConfig
     from l2rm.rematching.transport import TransportPlan as TransportPlan
@@ -44,6 +50,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "auditing.audit": ("Audit", "audit", "audit_scores"),
+    "auditing.rematch": ("Rematched", "rematch", "rematch_scores"),
     "data.features": ("Features",),
     "data.mismatch": ("Mismatched", "inject_mismatches", "read_index", "write_index"),
     "data.pairs": ("Pairs",),
@@ -53,6 +60,8 @@ _HOMES = {
     "evaluation.evaluate": ("evaluate",),
     "evaluation.metrics": ("Metrics", "evaluate_scores"),
     "evaluation.scores": ("MatrixScores",),
+    "rematching.candidates": ("EmbeddingScores",),
+    "rematching.dataset": ("SparsePlan", "sparse_transport"),
     "rematching.division": ("BetaMixture",),
     "rematching.settings": ("RematchingConfig",),
     "rematching.transport": ("TransportPlan", "partial_transport"),

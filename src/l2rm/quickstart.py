@@ -1,12 +1,12 @@
 """The main job on real data, end to end: corrupt, train three models, evaluate, audit, report."""
 
-import contextlib
 import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from l2rm.training.interrupt import Interrupted
 from l2rm.training.run import load_run, read_record, write_json
 from l2rm.training.settings import Method, TrainConfig
 from l2rm.training.train import fingerprint, train
+from l2rm.workers import children_stopped, one_thread
 
 log = logging.getLogger("l2rm")
 
@@ -59,6 +60,7 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
     Raises:
         InputError: the extra `quickstart` is not installed, or `out` holds a quick start with another seed.
         Interrupted: a signal asked to stop.
+        RuntimeError: a process that trained was killed; the others saved, and the same call goes on.
     """
     began = time.monotonic()
     out = Path(out)
@@ -103,14 +105,20 @@ def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], 
     spawn = multiprocessing.get_context("spawn")
     workers = min(len(configs), os.cpu_count() or 1)
     level = log.getEffectiveLevel() if progress else logging.WARNING
-    with _one_thread(), ProcessPoolExecutor(workers, mp_context=spawn) as pool, _children_stopped():
+    with one_thread(), ProcessPoolExecutor(workers, mp_context=spawn) as pool, children_stopped():
         jobs = [
             pool.submit(_train_one, pairs, dev, config, out / "runs" / method, level)
             for method, config in configs.items()
         ]
-        for job in as_completed(jobs):
-            if stopped := job.result():
-                raise Interrupted(stopped)
+        try:
+            for job in as_completed(jobs):
+                if stopped := job.result():
+                    raise Interrupted(stopped)
+        except BrokenProcessPool as error:  # the pool asks the others to stop, and they save
+            raise RuntimeError(
+                "a process that trained was killed from outside (is memory short?); what it and the others have saved "
+                f"is in {out / 'runs'}, go on with the same command"
+            ) from error
 
 
 def _train_one(pairs: Pairs, dev: Pairs, config: TrainConfig, out: Path, level: int) -> int | None:
@@ -122,31 +130,6 @@ def _train_one(pairs: Pairs, dev: Pairs, config: TrainConfig, out: Path, level: 
     except Interrupted as stop:
         return stop.signal
     return None
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started inside use one thread each: several would wait for each other at every small tensor."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-@contextlib.contextmanager
-def _children_stopped() -> Iterator[None]:
-    """If the block fails or is interrupted, ask the processes it started to save and stop."""
-    try:
-        yield
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
 
 
 def _summary(metrics: Mapping[str, Metrics], found: Audit, seed: int, seconds: float) -> dict[str, Any]:

@@ -50,11 +50,30 @@ def quickstart() -> TrainConfig:
     )
 
 
+def dual() -> TrainConfig:
+    """Tens of thousands of captioned photographs, regions or not, in minutes on one core: a pooled dual encoder.
+
+    Temperature and schedule were compared for plain and oracle on Flickr8k's dev split.
+    """
+    return TrainConfig(
+        warmup_epochs=2,
+        rematching_epochs=4,
+        decay_every=2,
+        lr=1e-3,
+        batch_size=256,
+        model=ModelConfig(
+            similarity="cosine", pooling="raw", caption_tower="bag", embed_dim=512, min_word_count=4, dropout=0.4
+        ),
+        rematching=RematchingConfig(tau=0.1, matched_objective="infonce", steps="pairs"),
+    )
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "f30k": f30k,
     "coco": coco,
     "cc152k": cc152k,
     "quickstart": quickstart,
+    "dual": dual,
 }
 
 

@@ -242,6 +242,16 @@ def saved_data(folder: Path) -> DataConfig | None:
     facts = read_record(folder).get("data")
     if facts is None:
         return None
+    try:
+        return _data_config(facts)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{folder / 'config.json'}: data: not what a run tells of it ({reason}); restore the file or train again"
+        ) from error
+
+
+def _data_config(facts: dict[str, Any]) -> DataConfig:
     mismatch, injection = (facts["mismatch"] or {}).get("index"), facts.get("injection")
     return DataConfig(
         source=facts["source"],

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
+    from l2rm.auditing.rematch import Rematched
     from l2rm.evaluation.metrics import Metrics
     from l2rm.sources import TrainingData
     from l2rm.training.run import Run
@@ -57,4 +58,25 @@ def audit_summary(audit: "Audit") -> str:
         text += f"\nagainst the truth: AUROC {found.auroc:.3f}, average precision {found.ap:.3f}, F1 {found.f1:.3f}"
     if hits := audit.rematch_hits:
         text += f"\ntrue partner suggested first {100 * hits.hit1:.1f} %, among ten {100 * hits.hit10:.1f} %"
+    return text
+
+
+def rematch_summary(rematched: "Rematched") -> str:
+    """What becomes of the pairs, and how right it is where the truth is known."""
+    counts, plan = rematched.counts, rematched.plan
+    text = f"{len(rematched.pairs_given)} pairs: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    if plan is not None:
+        told = "" if plan.converged else f"; NOT converged, marginal error {plan.marginal_error:.1g}"
+        text += (
+            f"\nplan: {plan.mass:.0f} of {plan.weights.sum():.0f} mismatched captions moved, room for "
+            f"{plan.capacities.sum():.0f}, reg {rematched.reg:.3g}{told}"
+        )
+    pairs = rematched.pairs_given
+    if hits := rematched.rematch_hits:
+        text += f"\ntrue partner suggested first {100 * hits.hit1:.1f} %, among ten {100 * hits.hit10:.1f} %"
+    if pairs.is_mismatched is not None and pairs.true_image_of is not None:
+        left = rematched.decision != "drop"
+        wrong = (rematched.image_of != pairs.true_image_of)[left]
+        after = f"{100 * wrong.mean():.1f} % of what is left" if left.any() else "nothing is left"
+        text += f"\nmismatched before: {100 * pairs.is_mismatched.mean():.1f} %; after: {after}"
     return text

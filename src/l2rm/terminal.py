@@ -25,6 +25,9 @@ _UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR
 # How NumPy, safetensors and torch say that a write failed: none of them passes the number of the error on.
 _FULL_TOLD = re.compile(r"No space left on device|\d+ requested and \d+ written|iostream error|inline_container.*pos")
 
+# The same of memory, by torch on a processor.
+_MEMORY_TOLD = re.compile(r"can't allocate memory|Cannot allocate memory|std::bad_alloc|out of memory")
+
 
 class Runnable(Protocol):
     """A parsed command."""
@@ -55,18 +58,20 @@ def guarded(parse: Callable[[], Runnable | None], *, debug: bool) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        status, message = _verdict(error, getattr(command, "out", None))
+        status, message = _verdict(error, command)
         print("l2rm: " + " ".join(message.split()), file=sys.stderr)
         return status
     return 0
 
 
-def _verdict(error: BaseException, out: Path | None) -> tuple[int, str]:
+def _verdict(error: BaseException, command: Runnable | None) -> tuple[int, str]:
     """Exit status and message."""
+    out: Path | None = getattr(command, "out", None)
     if isinstance(error, InputError):
         return BAD_INPUT, f"error: {error}"
     if isinstance(error, Interrupted):
-        return STOPPED + error.signal, f"{error}; the run in {out} is saved, go on with the same command and --resume"
+        again = "the same command and --resume" if hasattr(command, "resume") else "the same command"
+        return STOPPED + error.signal, f"{error}; the run in {out} is saved, go on with {again}"
     if isinstance(error, KeyboardInterrupt):
         return STOPPED + signal.SIGINT, "stopped by SIGINT"
     path = _path(error, out)
@@ -74,6 +79,9 @@ def _verdict(error: BaseException, out: Path | None) -> tuple[int, str]:
         return BAD_INPUT, f"error: {path}: the disk is full; free some space, or write to another disk"
     if isinstance(error, OSError) and error.errno in _UNUSABLE:
         return BAD_INPUT, f"error: {path}: {error.strerror}; choose a path that can be written"
+    if _memory_is_full(error):
+        remedy = getattr(command, "lighter", "free some memory, or give fewer pairs at a time")
+        return FAILED, f"failed: out of memory; {remedy}"
     return FAILED, f"failed: {type(error).__name__}: {error} (--debug shows where)"
 
 
@@ -92,6 +100,16 @@ def _disk_is_full(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
         if _FULL_TOLD.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _memory_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of an accelerator
+            return True
+        if _MEMORY_TOLD.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

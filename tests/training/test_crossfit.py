@@ -16,9 +16,10 @@ from l2rm.errors import InputError
 from l2rm.evaluation.detection import measure_detection
 from l2rm.evaluation.scores import MatrixScores
 from l2rm.similarity.model import build_model
-from l2rm.training import crossfit, trainer
+from l2rm.training import crossfit
 from l2rm.training.crossfit import cross_fit, rank_p_values
 from l2rm.training.interrupt import Interrupted
+from l2rm.training.methods import divided
 from l2rm.training.run import load_run
 from l2rm.training.train import data_shape
 from l2rm.training.trainer import Trainer
@@ -274,10 +275,10 @@ def test_its_folder_tells_the_cross_fitted_probabilities_of_its_own_pairs_only(s
 def test_every_pair_is_learned_by_its_match_probability_from_the_first_epoch_on(small, monkeypatch, tmp_path):
     learned, learn = [], Trainer._learn
 
-    def watched(self, epoch, matched, mismatched):
-        suspects = None if mismatched is None else mismatched.rows
-        learned.append((epoch, matched.rows, suspects, self._weights(epoch, matched.rows)))
-        return learn(self, epoch, matched, mismatched)
+    def watched(self, epoch, matched, *suspects):
+        rows = suspects[0].rows if suspects and suspects[0] is not None else None
+        learned.append((epoch, matched.rows, rows, matched.weights))
+        return learn(self, epoch, matched, *suspects)
 
     monkeypatch.setattr(Trainer, "_learn", watched)
     config = small.small_config(warmup_epochs=1, rematching_epochs=2, rematching={**FOLDED, "fold_rounds": 1})
@@ -316,7 +317,7 @@ def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monk
         go()
     assert done == at
     if owner is Trainer:  # what was divided before is not divided again
-        monkeypatch.setattr(trainer, "cross_fit", lambda *_, **__: pytest.fail("divides again"))
+        monkeypatch.setattr(divided, "cross_fit", lambda *_, **__: pytest.fail("divides again"))
     run = go()
     for name in ("model.safetensors", "pairs.parquet"):
         assert (run.folder / name).read_bytes() == (folded.folder / name).read_bytes(), name
@@ -324,6 +325,40 @@ def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monk
     assert [[line[key] for key in timeless] for line in run.metrics] == [
         [line[key] for key in timeless] for line in folded.metrics
     ]
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, monkeypatch, save_seconds):
+    def go():
+        config = small.small_config(rematching=FOLDED, save_seconds=save_seconds)
+        return small.train(
+            small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
+        )
+
+    warmed_up, p_values, seen = crossfit._warmed_up, crossfit.rank_p_values, []
+
+    def counted(model, batches, rows, config, seed, stop):
+        seen.append(seed)
+        return warmed_up(model, batches, rows, config, seed, stop)
+
+    def killed(*arguments, **options):
+        if len(seen) == 4:  # as kill -9 would, after the third of the six was saved
+            if save_seconds:
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                raise KeyboardInterrupt
+        return p_values(*arguments, **options)
+
+    monkeypatch.setattr(crossfit, "_warmed_up", counted)
+    monkeypatch.setattr(crossfit, "rank_p_values", killed)
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        go()
+    monkeypatch.setattr(crossfit, "rank_p_values", p_values)
+    del seen[:3]
+    run = go()
+    assert [(turn, fold) for *_, turn, fold in seen] == [(1, 0), (1, 0), (1, 1), (1, 2)]
+    for name in ("model.safetensors", "pairs.parquet"):
+        assert (run.folder / name).read_bytes() == (folded.folder / name).read_bytes(), name
 
 
 def test_other_folds_are_another_configuration(small, folded, tmp_path):

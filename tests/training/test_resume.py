@@ -1,21 +1,31 @@
 """A run that was stopped, by whatever means, ends as if it had not been."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from l2rm import files
+from l2rm.data.features import Features
 from l2rm.errors import InputError
+from l2rm.similarity.model import RetrievalModel
+from l2rm.similarity.scoring import ModelScores
+from l2rm.training import divide as divide_module
 from l2rm.training import state as state_module
 from l2rm.training import trainer
 from l2rm.training.interrupt import Interrupted, interruptible
-from l2rm.training.run import locked
+from l2rm.training.methods import divided
+from l2rm.training.run import load_run, locked
 from l2rm.training.trainer import Trainer
 
 SCRIPT = Path(__file__).with_name("small_run.py")
@@ -43,6 +53,27 @@ def assert_same(run, finished):
     assert timeless(run.metrics) == timeless(finished.metrics)
     assert timeless(run.record) == timeless(finished.record)
     assert not [path for path in run.folder.rglob("*") if path.name.startswith(".") or path.name == "lock"]
+
+
+def leftover(stem, suffix):
+    """The name of a file that a process was writing when it was killed."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    return f".{stem}.{files._host()}.{dead.pid}-abcd_123{suffix}"
+
+
+def stop_after(monkeypatch, steps):
+    """Let a signal arrive in this process after so many steps."""
+    learn, done = Trainer._learn, 0
+
+    def signalled(self, *arguments):
+        nonlocal done
+        learn(self, *arguments)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_learn", signalled)
 
 
 def start(out, steps, save_seconds):
@@ -117,6 +148,42 @@ def test_after_an_interrupt_during_the_evaluation(finished, go, monkeypatch):
     assert_same(go(), finished)
 
 
+@pytest.mark.parametrize("what", ["divide", "evaluate_scores"])
+def test_a_signal_is_not_kept_waiting(finished, go, monkeypatch, what):
+    """It comes in the middle of a long pass over the data, and the pass goes on for one more block at most."""
+    asked, signalled_at = 0, None
+    owner, name = (RetrievalModel, "forward") if what == "divide" else (ModelScores, "block")
+    room = divided if what == "divide" else trainer
+    original, inner = getattr(room, what), getattr(owner, name)
+
+    def counted(self, *arguments, **options):
+        nonlocal asked, signalled_at
+        asked += 1
+        if inside and signalled_at is None:
+            signalled_at = asked
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(self, *arguments, **options)
+
+    inside = False
+
+    def entered(*arguments, **options):
+        nonlocal inside
+        inside = True
+        try:
+            many_blocks = {"block_images": 8} if what == "evaluate_scores" else {}
+            return original(*arguments, **options, **many_blocks)
+        finally:
+            inside = False
+
+    monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(room, what, entered)
+    with pytest.raises(Interrupted):
+        go()
+    assert asked == signalled_at
+    monkeypatch.undo()
+    assert_same(go(), finished)
+
+
 def test_after_a_crash_between_model_and_state(finished, go, monkeypatch):
     save = Trainer.save
 
@@ -154,6 +221,28 @@ def test_candidates_go_on_where_they_stopped(small, go, monkeypatch, tmp_path):
     assert_same(run, whole)
     go(**settings)
     assert done == 3 * 24
+
+
+@pytest.mark.parametrize(("method", "steps"), [("division", 41), ("ncr", 41), ("crcl", 29), ("crcl", 24)])
+def test_every_method_goes_on_where_it_stopped(small, go, monkeypatch, tmp_path, method, steps):
+    """In an epoch after a division; in a round of crcl, and just as the next one is to begin."""
+    settings = {"method": method, "warmup_epochs": 3, "rematching_epochs": 2}
+    whole = small.train(
+        small.small_train(), small.small_dev(), small.small_config(**settings), tmp_path / "whole", progress=False
+    )
+    learn, done = Trainer._learn, 0
+
+    def signalled(self, *arguments):
+        nonlocal done
+        learn(self, *arguments)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_learn", signalled)
+    with pytest.raises(Interrupted):
+        go(**settings)
+    assert_same(go(**settings), whole)
 
 
 def test_a_finished_run_is_returned_at_once(finished, go, tmp_path, monkeypatch):
@@ -196,26 +285,157 @@ def test_other_pairs_are_refused(finished, go, small, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 100])
-def test_a_damaged_state_is_an_input_error(finished, tmp_path, content):
+def test_a_damaged_state_without_one_before_it_is_an_input_error(tmp_path, content):
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "state.pt").write_bytes(content)
-    with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
+    with pytest.raises(InputError, match=r"state\.pt: cannot be read .*delete the RUN folder"):
         state_module.load_state(tmp_path)
 
 
-def test_a_truncated_state_is_an_input_error(finished, tmp_path):
-    (tmp_path / "last").mkdir()
-    whole = (finished.folder / "last" / "state.pt").read_bytes()
-    (tmp_path / "last" / "state.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
+def two_generations(folder):
+    """A folder in which step 1 was saved, then step 2."""
+    for step in (1, 2):
+        state_module.save_state(folder, {"step": step, "weights": torch.full((40,), float(step))})
+    return folder / "last" / "state.pt", (folder / "last" / "state.pt").read_bytes()
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.999])
+def test_of_a_torn_state_the_one_before_is_taken_and_that_is_said(tmp_path, share, caplog):
+    path, whole = two_generations(tmp_path)
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert state_module.load_state(tmp_path)["step"] == 1
+    assert re.search(r"state\.pt: .*; going on from the one before it, state\.before\.pt", caplog.text)
+    path.with_name("state.before.pt").write_bytes(b"torn too")
+    with pytest.raises(InputError, match=r"state\.pt: .*delete the RUN folder"):
         state_module.load_state(tmp_path)
+
+
+def test_no_flipped_bit_of_a_state_goes_unnoticed(tmp_path, caplog):
+    path, whole = two_generations(tmp_path)
+    noticed = 0
+    for place in np.random.default_rng(0).integers(8 * len(whole), size=300):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        caplog.clear()
+        restored = state_module.load_state(tmp_path)
+        assert torch.equal(restored["weights"], torch.full((40,), float(restored["step"])))
+        assert (restored["step"] == 1) == ("going on from the one before it" in caplog.text)
+        noticed += restored["step"] == 1
+    assert noticed > 100  # the others hit padding, which nobody reads
+
+
+def test_a_state_lost_between_two_renames_is_taken_from_the_one_before(tmp_path):
+    path, _ = two_generations(tmp_path)
+    path.unlink()
+    assert state_module.load_state(tmp_path)["step"] == 1
+
+
+def test_a_run_whose_state_is_torn_ends_as_if_it_were_not(finished, go, monkeypatch, tmp_path):
+    stop_after(monkeypatch, steps=40)
+    with pytest.raises(Interrupted):
+        go()
+    path = tmp_path / "run" / "last" / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert_same(go(), finished)
+    assert "going on from the one before it" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", "flipped"])
+def test_damaged_weights_are_taken_from_their_copy_and_that_is_said(finished, go, tmp_path, damage, caplog):
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    path = run / "model.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 4
+    path.write_bytes(whole if damage == "flipped" else damage)
+    loaded = load_run(run)
+    assert all(map(torch.equal, loaded.model.state_dict().values(), finished.model.state_dict().values()))
+    assert re.search(r"model\.safetensors: is damaged .*; its copy .*best\.safetensors is taken instead", caplog.text)
+    assert_same(go(), finished)  # puts the copy in its place
+    assert "restored from its copy" in (run / "log.txt").read_text()
+    path.write_bytes(whole)
+    (run / "last" / "best.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors: is damaged \(its checksum is wrong\); train again"):
+        load_run(run)
+
+
+def test_features_that_have_changed_are_refused(go, small, tmp_path, monkeypatch):
+    def on_disk(pairs):
+        return dataclasses.replace(pairs, features=Features.open(tmp_path / "ims.npy"))
+
+    pairs = small.small_train()
+    np.save(tmp_path / "ims.npy", pairs.features.array)
+    stop_after(monkeypatch, steps=3)
+    with pytest.raises(Interrupted):
+        go(pairs=on_disk(pairs))
+    changed = pairs.features.array.copy()
+    changed[7, 1, 3] += 1
+    np.save(tmp_path / "ims.npy", changed)
+    with pytest.raises(InputError, match="the features of the train images have changed since the run was started"):
+        go(pairs=on_disk(pairs))
+    np.save(tmp_path / "ims.npy", pairs.features.array)
+    os.utime(tmp_path / "ims.npy", ns=(10, 10))  # a copy of the same is as good
+    stop_after(monkeypatch, steps=3)
+    with pytest.raises(Interrupted):
+        go(pairs=on_disk(pairs))
+
+
+# ------------------------------------------------------------------------------------------- numbers that are none
+
+
+@pytest.mark.parametrize("where", ["the loss", "the gradient", "the pairs to rematch"])
+def test_a_step_that_is_not_finite_is_told_undone_and_saved(finished, go, monkeypatch, tmp_path, where):
+    learn, done = Trainer._learn, 0
+
+    def spoiled(self, epoch, batch, suspects):
+        nonlocal done
+        done += 1
+        if done == 40 and where == "the gradient":
+            parameter = next(self.model.parameters())
+            hook = parameter.register_hook(lambda gradient: gradient * torch.nan)
+            try:
+                return learn(self, epoch, batch, suspects)
+            finally:
+                hook.remove()
+        if done == 40:
+            spoilt = batch if where == "the loss" else suspects
+            spoilt.images[2, 0, 0] = torch.nan
+        return learn(self, epoch, batch, suspects)
+
+    monkeypatch.setattr(Trainer, "_learn", spoiled)
+    with pytest.raises(RuntimeError, match=r"epoch 4, step \d: .*saved .* of pairs .*not_finite\.json") as raised:
+        go()
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert (told["epoch"], len(told["pair_ids"])) == (4, 60)
+    assert f"of pairs {', '.join(told['pair_ids'][:5])} and 55 more" in str(raised.value)
+    assert set(told["pair_ids"]) <= set(small_ids(finished))
+    monkeypatch.setattr(Trainer, "_learn", learn)
+    (tmp_path / "run" / "not_finite.json").unlink()
+    assert_same(go(), finished)  # the fault came from outside and is gone
+
+
+def small_ids(run):
+    return pq.read_table(run.folder / "pairs.parquet")["pair_id"].to_pylist()
+
+
+def test_a_division_of_losses_that_are_not_finite_names_the_pair(go, monkeypatch):
+    pair_loss = divide_module.pair_loss
+
+    def spoilt(S, margin):
+        losses = pair_loss(S, margin)
+        losses[-1] = torch.nan
+        return losses
+
+    monkeypatch.setattr(divide_module, "pair_loss", spoilt)
+    with pytest.raises(InputError, match=r"small: the model gives pair \d+ \(row \d+\) the loss nan"):
+        go()
 
 
 def test_state_holds_the_random_generator(tmp_path):
     torch.manual_seed(3)
     state_module.save_state(tmp_path, {"a": 1, "b": torch.ones(2), "c": [None, {"d": "e"}]})
     expected = torch.rand(3)
-    (tmp_path / "last" / ".state.abc.pt").write_bytes(b"half")  # what a kill while saving leaves
+    (tmp_path / "last" / leftover("state", ".pt")).write_bytes(b"half")  # what a kill while saving leaves
     restored = state_module.load_state(tmp_path)
     assert torch.equal(torch.rand(3), expected)
     assert restored["a"] == 1

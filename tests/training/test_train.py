@@ -20,8 +20,8 @@ from l2rm.evaluation.metrics import evaluate_scores
 from l2rm.rematching import objectives
 from l2rm.similarity.model import build_model
 from l2rm.similarity.scoring import ModelScores
-from l2rm.training import trainer
 from l2rm.training.divide import divide
+from l2rm.training.methods import divided as divided_module
 from l2rm.training.run import load, load_run
 from l2rm.training.train import data_shape
 from l2rm.training.trainer import Trainer
@@ -202,9 +202,9 @@ def test_a_better_rematching_checkpoint_says_nothing(small, finished, go, caplog
 def steps_taken(monkeypatch):
     taken, learn = [], Trainer._learn
 
-    def counted(self, epoch, matched, mismatched):
-        taken.append((self.config.objective, epoch, self.objective(epoch), matched.rows))
-        learn(self, epoch, matched, mismatched)
+    def counted(self, epoch, *batches):
+        taken.append((self.config.objective, epoch, self.objective(epoch), batches[0].rows))
+        learn(self, epoch, *batches)
 
     monkeypatch.setattr(Trainer, "_learn", counted)
     return taken
@@ -258,7 +258,7 @@ def divided(monkeypatch):
             probability[list(mismatched)] = 0
             return dataclasses.replace(division, match_probability=probability)
 
-        monkeypatch.setattr(trainer, "divide", given)
+        monkeypatch.setattr(divided_module, "divide", given)
 
     return fix
 

@@ -18,7 +18,7 @@ from l2rm.evaluation.detection import Detection, RematchHits, measure_detection,
 from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
-from l2rm.files import written_whole
+from l2rm.files import folder_written_whole, written_whole
 from l2rm.rematching.division import BetaMixture
 
 MetricsByMethod = Mapping[str, Metrics | Mapping[str, Any]]
@@ -122,15 +122,17 @@ class Audit:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; name a folder for audit.parquet and report.html")
-        existed = folder.exists()
-        try:
-            with written_whole(folder / "audit.parquet") as beside:
-                pq.write_table(self.table, beside)
-                self.to_html(folder / "report.html", metrics=metrics, credits=credits)
-        finally:
-            if not existed and folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+        if not folder.exists():
+            with folder_written_whole(folder) as whole:
+                self._write_both(whole, metrics=metrics, credits=credits)
+        else:
+            self._write_both(folder, metrics=metrics, credits=credits)
         return folder
+
+    def _write_both(self, folder: Path, *, metrics: MetricsByMethod | None, credits: str) -> None:
+        with written_whole(folder / "audit.parquet") as beside:
+            pq.write_table(self.table, beside)
+            self.to_html(folder / "report.html", metrics=metrics, credits=credits)
 
 
 def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any) -> Audit:
@@ -214,6 +216,11 @@ def audit_scores(
     evidence = gather_evidence(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
+    if not (finite := np.isfinite(evidence.losses)).all():
+        row = int(np.argmin(finite))
+        raise InputError(
+            f"scores: infinite around row {row + 1} (pair {pairs.pair_ids[row]}); check the similarity matrix"
+        )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
     by_losses = match_probability is None
     if match_probability is None:

@@ -30,6 +30,11 @@ class Command(ABC):
     debug: Flag = False
     """Show the traceback of an error."""
 
+    @property
+    def lighter(self) -> str:
+        """What to do where memory does not suffice."""
+        return "free some memory, or give fewer pairs at a time"
+
     @abstractmethod
     def run(self) -> None:
         """Do it, and print what came out."""

@@ -37,7 +37,7 @@ class Train(Command):
     data: Data
     out: Annotated[Path, arg(metavar="RUN")]
     """Folder of the run: new, or an unfinished run with --resume."""
-    recipe: Literal["f30k", "coco", "cc152k", "quickstart"] | None = None
+    recipe: Literal["f30k", "coco", "cc152k", "quickstart", "dual"] | None = None
     """Named settings; explicit options override them."""
     paper: Flag = False
     """Every choice as it was published, where a default improves on it. Without --mismatch or --ratio that is no mask
@@ -57,6 +57,15 @@ class Train(Command):
     grid: int = 6
     """Cells along each side of an image that the encoder describes."""
     config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
+
+    @property
+    def lighter(self) -> str:
+        queue = self.config.rematching.queue_size
+        return (
+            f"train anew with a lower --batch-size (it is {self.config.batch_size})"
+            + (f", a lower --rematching.queue-size ({queue})" if queue else "")
+            + " or a lower --model.embed-dim"
+        )
 
     def run(self) -> None:
         from l2rm.sources import TRAIN, DataConfig, EncoderConfig, corrupt, open_training, refuse_other_encoder

@@ -27,6 +27,7 @@ class Batch:
 
     `images (B, R, F)` or `(B, F)`; `captions (B, L)` token ids padded with 0 and `lengths (B,)` on the CPU, or
     `captions (B, F)` embeddings and no lengths; `image_ids (B,)` the image that each caption is given; `rows (B,)`.
+    `weights (B,)`: how far each pair is to be taken as matched; None: in full.
     """
 
     images: Tensor
@@ -34,6 +35,7 @@ class Batch:
     lengths: Tensor | None
     image_ids: Tensor
     rows: NDArray[np.int64]
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,9 +75,14 @@ class Batches:
         tokens, lengths = self._tokens.padded(rows)
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(lengths)
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """The given rows as a batch."""
-        given = self.pairs.image_of[rows]
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        images: NDArray[np.int64] | None = None,
+        weights: NDArray[np.float32] | None = None,
+    ) -> Batch:
+        """The given rows as a batch; each with the image that it is given, or with one of `images`."""
+        given = self.pairs.image_of[rows] if images is None else images
         captions, lengths = self.captions(rows)
         return Batch(
             images=self.images(given),
@@ -83,6 +90,7 @@ class Batches:
             lengths=lengths,
             image_ids=torch.from_numpy(given).to(self.device),
             rows=rows,
+            weights=None if weights is None else torch.from_numpy(weights).to(self.device),
         )
 
 

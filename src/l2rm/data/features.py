@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -19,6 +23,24 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK_BYTES = 64 * 2**20
+DIGEST_BYTES = 16 * 2**20
+# What NumPy raises on files that are no .npy array, found by damaging some at random.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    BadZipFile,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    zlib.error,
+    struct.error,
+)
 _DTYPES = ("float16", "float32", "float64", "int8")
 
 
@@ -51,6 +73,8 @@ class Features:
             self._refuse(
                 f"shape {self.array.shape}; features are (images, regions, dimensions) or (images, dimensions)"
             )
+        if not self.dim:
+            self._refuse(f"shape {self.array.shape}; features have at least one dimension")
         if self.array.dtype not in _DTYPES:
             self._refuse(f"type {self.array.dtype}; save the features as one of {', '.join(_DTYPES)}")
         if self.array.dtype == np.int8 and (self.scale is None or self.scale.shape != (self.dim,)):
@@ -108,6 +132,17 @@ class Features:
             batch *= self.scale
         return torch.from_numpy(batch)
 
+    def pooled(self) -> Features:
+        """The mean over regions of each entry, (N, D) float32 in memory; entries of one vector are as they are."""
+        if self.regions is None:
+            return self
+        pooled = np.empty((len(self), self.dim), dtype=np.float32)
+        size = max(1, CHUNK_BYTES // (4 * self.regions * self.dim))
+        for start in range(0, len(self), size):
+            index = np.arange(start, min(start + size, len(self)))
+            pooled[index] = self.batch(index).mean(1).numpy()
+        return Features(array=pooled)
+
     def check(self) -> None:
         """Look for NaN and infinite values in the whole file, a chunk at a time; a file that passed is remembered.
 
@@ -122,6 +157,18 @@ class Features:
         return len(self.array) % times == 0 and remembered(
             self.path, f"repeats {times}", lambda: all(_in_runs(chunk, times) for _, chunk in self._chunks(times))
         )
+
+    def digest(self) -> str:
+        """Tells these features from others: their shape, type and scale, and entries of `DIGEST_BYTES` all along."""
+        rows = np.arange(len(self.array)) if self.index is None else self.index
+        most = max(1, DIGEST_BYTES // max(1, self.array[:1].nbytes))
+        if len(rows) > most:
+            rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+        digest = hashlib.sha256(f"{self.shape} {self.array.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(self.array[rows]).data)
+        if self.scale is not None:
+            digest.update(np.ascontiguousarray(self.scale).data)
+        return digest.hexdigest()[:16]
 
     def _all_finite(self) -> bool:
         for start, chunk in self._chunks():
@@ -153,8 +200,8 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        reason = " ".join(str(error).split())
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: cannot be read as a .npy array ({reason}); save it again with numpy.save") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: an archive of several arrays; save the one that is meant with numpy.save")

@@ -40,7 +40,8 @@ def read_pairs(
               is_mismatched, true_image`. Rows of one image path are one image;
             - "images.npy,captions.npy": two embedding arrays, (N, D) and (k·N, D), those of an image together;
             - "openmoji:", the data of the quick start.
-        image_root: Folder that a table's image paths start from; the table's own when left out.
+        image_root: Folder that a table's image paths start from; the table's own when left out. No path may lead out of
+            it, or a table from elsewhere could have any picture on this machine read and shown in a report.
         split: Take this split only ("val" is "dev"). A precomp folder of several splits needs it.
         skip_bad: Leave bad rows out and log them as warnings, instead of stopping at the first.
 
@@ -223,10 +224,28 @@ def _check_cells(columns: dict[str, list[str]], image_root: Path, bad: BadRows) 
             bad.add(row, f"is_mismatched is {flag!r}", "write true or false")
         elif "true_image" in columns and _FLAGS[flag.lower()] == (columns["true_image"][row] == columns["image"][row]):
             bad.add(row, f"is_mismatched is {flag}, but true_image says otherwise", "correct one of them")
+    for row, image in enumerate(columns["image"]):
+        if leaves(image_root, image):
+            bad.add(
+                row,
+                f"image {image!r} leaves the image root {image_root}",
+                "give paths inside it, with --image-root DIR above them all (for absolute paths, --image-root /)",
+            )
     there = {image: os.path.isfile(os.path.join(image_root, image)) for image in dict.fromkeys(columns["image"])}
     for row, image in enumerate(columns["image"]):
         if not there[image]:
             bad.add(row, f"no image file {os.path.join(image_root, image)}", "check the path and the image root")
+
+
+def leaves(root: str | Path, name: str) -> bool:
+    """Whether a relative path leads out of `root` by `..`, or is an absolute one to elsewhere. Links are not looked at.
+
+    Example:
+        >>> leaves("data", "images/a.jpg"), leaves("data", "images/../../etc/passwd"), leaves("/", "/etc/passwd")
+        (False, True, False)
+    """
+    start = os.path.abspath(root)
+    return os.path.commonpath([start, os.path.abspath(os.path.join(start, name))]) != start
 
 
 def _truth(

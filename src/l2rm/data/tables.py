@@ -90,7 +90,7 @@ def read_table(path: Path, bad: BadRows) -> dict[str, list[str]]:
     return {name: list(_texts(name, raw[name], bad)) for name in (*REQUIRED, *OPTIONAL) if name in raw}
 
 
-def write_table(path: str | Path, columns: Mapping[str, Sequence[str] | Sequence[bool]]) -> None:
+def write_table(path: str | Path, columns: Mapping[str, Sequence[str] | Sequence[bool] | Sequence[float]]) -> None:
     """Write columns of equal length as a table; the suffix says in which form.
 
     Raises:
@@ -164,7 +164,7 @@ def _read_jsonl(path: Path, bad: BadRows) -> dict[str, list[Any]]:
     for line in filter(str.strip, read_text(path).split("\n")):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             bad.add(len(rows), "not a JSON object", 'write {"image": …, "caption": …} on one line')
@@ -180,10 +180,12 @@ def _read_parquet(path: Path, bad: BadRows) -> dict[str, list[Any]]:
             names = file.schema_arrow.names
             _refuse_twins(path, names)
             known = file.read(columns=[name for name in names if name in (*REQUIRED, *OPTIONAL)])
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        return {name: known.column(name).to_pylist() if name in known.column_names else [] for name in names}
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read as Parquet ({reason}); write it again") from error
-    return {name: known.column(name).to_pylist() if name in known.column_names else [] for name in names}
 
 
 def _refuse_twins(path: Path, names: list[str]) -> None:
@@ -196,7 +198,15 @@ def _texts(name: str, cells: list[Any], bad: BadRows) -> Iterator[str]:
         text = _text(cell)
         if text is None:
             bad.add(row, f"{name} is a {type(cell).__name__}, not a text", "write a text")
+        elif is_broken(text):
+            bad.add(row, f"{name} has half of a character (a lone surrogate)", "write it anew, as UTF-8")
+            text = None
         yield text or ""
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text has a lone surrogate, as JSON may: half of a character, which no file can hold as UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _text(cell: Any) -> str | None:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from l2rm.data.tables import read_text
+from l2rm.data.tables import is_broken, read_text
 from l2rm.errors import InputError
 from l2rm.files import written_whole
 
@@ -49,6 +49,11 @@ class Vocabulary:
         if self.words[: len(SPECIAL)] != SPECIAL:
             raise InputError(f"words: the first four must be {' '.join(SPECIAL)}; build the vocabulary again")
         object.__setattr__(self, "_ids", {word: number for number, word in enumerate(self.words)})
+        for number, word in enumerate(self.words):
+            if is_broken(word):
+                raise InputError(
+                    f"words: number {number} has half of a character (a lone surrogate); build the vocabulary again"
+                )
         if len(self._ids) != len(self.words):
             raise InputError("words: one is listed twice; build the vocabulary again")
 
@@ -70,7 +75,7 @@ class Vocabulary:
         text = read_text(Path(path))
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: no JSON ({error}); give a vocabulary.json") from error
         try:
             words, tokeniser = _words_of(content)
@@ -103,7 +108,7 @@ def _words_of(content: Any) -> tuple[tuple[str, ...], str]:
     if "word2idx" in content:
         ids = content["word2idx"]
         word_of = {str(number): word for word, number in ids.items()} if isinstance(ids, dict) else {}
-        numbers = [str(number) for number in range(len(ids))]
+        numbers = [str(number) for number in range(len(ids) if isinstance(ids, dict) else 0)]
         if not word_of or word_of.keys() != set(numbers):
             raise InputError("word2idx: its ids are not 0, 1, 2, …; give the file as it was published")
         return tuple(word_of[number] for number in numbers), "published"

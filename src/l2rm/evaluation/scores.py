@@ -1,6 +1,6 @@
 """Scores of images against captions, block by block: the one thing that ranking and auditing ask of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -152,6 +152,28 @@ class KeptScores:
             block = self._scores.block(images, captions).float().cpu().numpy()
             self._known[cells] = block
         return torch.from_numpy(block)
+
+
+class Stoppable:
+    """Scores that call `stop`, which may raise, before every block."""
+
+    def __init__(self, scores: Scores, stop: Callable[[], None]) -> None:
+        self._scores, self._stop = scores, stop
+
+    @property
+    def n_images(self) -> int:
+        """Rows of the whole matrix."""
+        return self._scores.n_images
+
+    @property
+    def n_captions(self) -> int:
+        """Columns of the whole matrix."""
+        return self._scores.n_captions
+
+    def block(self, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
+        """The block, unless `stop` raises."""
+        self._stop()
+        return self._scores.block(images, captions)
 
 
 def checked_block(scores: Scores, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:

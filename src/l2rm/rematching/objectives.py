@@ -25,12 +25,16 @@ REVERSE_FLOOR = 1e-7
 """`log` of an impossible pair in the reversed cross entropy is `log(1e-7) ≈ -16.1`."""
 
 
-def hinges(S: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
-    """`[margin + S_ij - S_ii]₊` (image to caption) and `[margin + S_ij - S_jj]₊`, both (B, B), zero on the diagonal."""
+def hinges(S: Tensor, margin: float | Tensor = 0.2) -> tuple[Tensor, Tensor]:
+    """`[margin + S_ij - S_ii]₊` (image to caption) and `[margin + S_ij - S_jj]₊`, both (B, B), zero on the diagonal.
+
+    A margin (B,) is one a pair: that of i in the first, of j in the second.
+    """
     own = S.diagonal()
     apart = ~torch.eye(len(S), dtype=torch.bool, device=S.device)
-    to_caption = (margin + S - own[:, None]).clamp(min=0) * apart
-    to_image = (margin + S - own[None, :]).clamp(min=0) * apart
+    of_row, of_column = (margin[:, None], margin[None, :]) if isinstance(margin, Tensor) else (margin, margin)
+    to_caption = (of_row + S - own[:, None]).clamp(min=0) * apart
+    to_image = (of_column + S - own[None, :]).clamp(min=0) * apart
     return to_caption, to_image
 
 

@@ -60,8 +60,14 @@ class RematchingStep:
         queue: Tensor,
         weights: Tensor | None = None,
     ) -> StepResult:
-        """`weights (B,)`: how far each pair of `matched` is taken as matched; None: in full."""
+        """`weights (B,)`: how far each pair of `matched` is taken as matched; None: in full.
+
+        Raises:
+            FloatingPointError: a loss or a similarity is not finite; the cost has not learned from it.
+        """
         terms = {"matched": self.learn_matched(matched, weights)}
+        if not terms["matched"].isfinite():
+            raise FloatingPointError(f"the loss is {float(terms['matched'].detach())}")
         if mismatched is None:
             return StepResult(loss=terms["matched"], terms=terms)
         candidates = torch.cat([mismatched.image_ids, queue])
@@ -74,6 +80,8 @@ class RematchingStep:
         if len(queue):
             images = torch.cat([images, batches.images(queue.cpu().numpy())])
         S = self.model(images, mismatched.captions, mismatched.lengths)
+        if not S.isfinite().all():
+            raise FloatingPointError("a similarity of the pairs to rematch is not finite")
         plan = self.rematch(S, forbidden)
         learn = objectives.symmetric_kl if self.config.targets == "rows" else objectives.transported
         terms["rematched"] = learn(S, plan.matrix, self.config.tau)

@@ -72,6 +72,11 @@ class RetrievalModel(nn.Module, ABC):
         device = next(self.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    @property
+    def members(self) -> tuple["RetrievalModel", ...]:
+        """The networks that it is made of: itself, unless it is an `Ensemble`."""
+        return (self,)
+
     @abstractmethod
     def encode_images(self, images: Tensor) -> Encoded:
         """(N, R, F) or (N, F) features -> N encoded images."""
@@ -134,16 +139,18 @@ class evaluating:  # noqa: N801 - reads as a phrase: `with evaluating(model):`
         self.model.train(self.was_training)
 
 
-def build_model(config: ModelConfig, shape: DataShape) -> RetrievalModel:
-    """The model that `config` names, with fresh weights from torch's global generator.
+def build_model(config: ModelConfig, shape: DataShape, *, networks: int = 1) -> RetrievalModel:
+    """The model that `config` names, or an `Ensemble` of several, with fresh weights from torch's global generator.
 
     Raises:
         InputError: no similarity has that name.
     """
     from l2rm.similarity.cosine import Cosine
+    from l2rm.similarity.ensemble import Ensemble
     from l2rm.similarity.sgraf import SAF, SGR
 
     kinds: dict[str, type[RetrievalModel]] = {"cosine": Cosine, "sgr": SGR, "saf": SAF}
     if config.similarity not in kinds:
         raise InputError(f"similarity: {config.similarity!r} is unknown; take one of {', '.join(kinds)}")
-    return kinds[config.similarity](config, shape)
+    members = [kinds[config.similarity](config, shape) for _ in range(networks)]
+    return members[0] if networks == 1 else Ensemble(members)

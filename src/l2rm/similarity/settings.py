@@ -13,6 +13,10 @@ class ModelConfig:
     same words and regions, filtered by attention; SGRAF is the mean of a run of each."""
     caption_tower: Literal["gru", "bag"] = "gru"
     """How captions given as words are read. gru: in order, each word in its context. bag: word by word, much faster."""
+    pooling: Literal["mean", "gpo", "raw"] = "mean"
+    """How regions become an image, and words a caption (cosine). mean: of unit vectors of the joint space. gpo: learned
+    weights of the largest, second largest, … value of each dimension. raw: as mean, but an image is the mean of its
+    features as they are, which is taken once, before training: many times faster."""
     embed_dim: int = 1024
     """Dimension D of the joint space."""
     word_dim: int = 300

@@ -1,5 +1,6 @@
 """What is wrong with a training run is said before it begins, not hours later."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -24,15 +25,29 @@ LOWEST: dict[str, float] = {
     "rematching.matched_above": 0,
     "rematching.folds": 0,
     "rematching.fold_rounds": 1,
+    "ncr.suspects_from": 0,
+    "crcl.rounds": 1,
+    "crcl.frozen_epochs": 0,
+    "crcl.momentum": 0,
+    "crcl.complement": 0,
+    "crcl.least": 0,
     "model.embed_dim": 1,
     "model.word_dim": 1,
     "model.similarity_dim": 1,
     "model.graph_steps": 1,
     "model.dropout": 0,
 }
-POSITIVE = ("lr", "clip", "rematching.tau", "rematching.mass", "rematching.reg", "rematching.tolerance")
-HIGHEST: dict[str, float] = {"rematching.mass": 1, "rematching.planted": 1}
-BELOW_ONE = ("rematching.smoothing", "rematching.matched_above", "model.dropout")
+POSITIVE = (
+    "lr",
+    "clip",
+    "rematching.tau",
+    "rematching.mass",
+    "rematching.reg",
+    "rematching.tolerance",
+    "crcl.early_share",
+)
+HIGHEST: dict[str, float] = {"rematching.mass": 1, "rematching.planted": 1, "crcl.momentum": 1}
+BELOW_ONE = ("rematching.smoothing", "rematching.matched_above", "model.dropout", "crcl.early_share", "crcl.least")
 FREE_ON_RESUME = ("device", "save_seconds")
 """Fields that a run may be resumed with another value of."""
 
@@ -47,6 +62,9 @@ def check_config(config: TrainConfig) -> None:
     for name, choices in _choices(type(config)):
         if values[name] not in choices:
             raise InputError(f"{name}: {values[name]!r} is unknown; take one of {', '.join(choices)}")
+    for name, value in values.items():
+        if value == math.inf:
+            raise InputError(f"{name}: {value} is not finite; give a number")
     for name, lowest in LOWEST.items():
         if not values[name] >= lowest:
             raise InputError(f"{name}: {values[name]} is too small; give at least {lowest:g}")
@@ -65,6 +83,10 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(
             f"rematching.queue_size: {config.rematching.queue_size} is less than a batch has ({config.batch_size}); "
             "give 0 for the batch alone, or more"
+        )
+    if config.model.pooling != "mean" and config.model.similarity != "cosine":
+        raise InputError(
+            f"model.pooling: {config.model.similarity} compares regions with words and pools neither; leave it at mean"
         )
     if config.rematching.folds == 1:
         raise InputError("rematching.folds: 1 leaves nothing to learn from; give 0 for no folds, or 2 or more")
@@ -95,7 +117,7 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
         )
     if len(pairs) < 2 or pairs.n_images < 2:
         raise InputError(f"{pairs.source}: {len(pairs)} training pairs; at least two pairs of two images are needed")
-    if config.method == "l2rm" and pairs.n_images < 2 * config.rematching.folds:
+    if config.method in ("l2rm", "division") and pairs.n_images < 2 * config.rematching.folds:
         raise InputError(
             f"{pairs.source}: {pairs.n_images} training images are fewer than two for each of "
             f"{config.rematching.folds} folds; give less rematching.folds"
@@ -114,11 +136,18 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
             raise InputError(f"{pairs.source}: {matched} truly matched pairs; method oracle needs at least two")
 
 
-def check_same_run(out: Path, record: dict[str, Any], config: TrainConfig, fingerprint: str) -> None:
+def check_same_run(
+    out: Path,
+    record: dict[str, Any],
+    config: TrainConfig,
+    fingerprint: str,
+    features: dict[str, list[str | None]] | None = None,
+) -> None:
     """Compare what is asked for with the run in `out`, as its `config.json` tells of it.
 
     Raises:
-        InputError: another configuration (device and times of saving aside), or other pairs; a converted run.
+        InputError: another configuration (device and times of saving aside), other pairs or other features (digests by
+            split, where both know them); a converted run.
     """
     if "converted" in record:
         raise InputError(f"{out}: was converted from a checkpoint, so no training can go on; choose another --out")
@@ -131,6 +160,14 @@ def check_same_run(out: Path, record: dict[str, Any], config: TrainConfig, finge
             raise InputError(f"{out}: {name} was {was[name]} and is now {now[name]}; resume a run as it was started")
     if record.get("fingerprint", fingerprint) != fingerprint:
         raise InputError(f"{out}: was trained on other pairs; resume a run with the data that it was started with")
+    for split, digests in (features or {}).items():
+        known = record.get("features", {}).get(split, digests)
+        for what, before, after in zip(("images", "captions"), known, digests, strict=True):
+            if None not in (before, after) and before != after:
+                raise InputError(
+                    f"{out}: the features of the {split} {what} have changed since the run was started; put the file "
+                    "back as it was, or train anew into another --out"
+                )
 
 
 def _width(pairs: Pairs) -> tuple[tuple[int, ...] | None, ...]:

@@ -1,7 +1,7 @@
 """Sample division by models that never saw the pair's image, so that no mismatch can have been learned by heart."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from l2rm.data.batches import Batches, ahead, shuffled
-from l2rm.evaluation.scores import Scores, checked_block
+from l2rm.evaluation.scores import Scores, Stoppable, checked_block
 from l2rm.rematching.objectives import symmetric_cross_entropy
 from l2rm.rematching.ranks import RankMixture
 from l2rm.similarity.model import RetrievalModel, build_model
@@ -27,7 +27,13 @@ SALT = 7919
 
 
 def cross_fit(
-    model: RetrievalModel, batches: Batches, config: TrainConfig, *, stop: Callable[[], None] = lambda: None
+    model: RetrievalModel,
+    batches: Batches,
+    config: TrainConfig,
+    *,
+    stop: Callable[[], None] = lambda: None,
+    done: Sequence[Tensor] = (),
+    finished: Callable[[Tensor], None] = lambda p_values: None,
 ) -> Division:
     """Divide the pairs by models trained on other images, `fold_rounds` times, and average the match probabilities.
 
@@ -42,8 +48,12 @@ def cross_fit(
         batches: all training pairs.
         config: of the run.
         stop: called at every step; may raise.
+        done: the p-values of folds that an earlier call has finished, in the order of `finished`; they are not
+            computed again, and the result is the same.
+        finished: told the p-values (held-out rows,) of each fold.
     """
     pairs, settings = batches.pairs, config.rematching
+    known = iter(done)
     generator = np.random.default_rng((config.seed, SALT))
     taken = np.ones(len(pairs), dtype=bool)
     rounds = []
@@ -52,6 +62,10 @@ def cross_fit(
         p_values = torch.zeros(len(pairs))
         for fold in range(settings.folds):
             seed = (config.seed, SALT, turn, fold)
+            held_out = np.flatnonzero(fold_of == fold)
+            if (before := next(known, None)) is not None:
+                p_values[held_out] = before
+                continue
             rows = np.flatnonzero((fold_of != fold) & taken)
             if len(rows) < 2:
                 raise RuntimeError(
@@ -59,14 +73,14 @@ def cross_fit(
                     "left to learn from; warm up longer, or set fold_rounds to 1"
                 )
             fresh = _warmed_up(model, batches, rows, config, seed, stop)
-            held_out = np.flatnonzero(fold_of == fold)
             p_values[held_out] = rank_p_values(
-                ModelScores(fresh, pairs.take(held_out)),
+                Stoppable(ModelScores(fresh, pairs.take(held_out)), stop),
                 pairs.take(held_out).image_of,
                 tau=settings.tau,
                 together=settings.evidence == "image",
                 seed=seed,
             )
+            finished(p_values[held_out])
         mixture = RankMixture.fit(p_values)
         rounds.append(mixture.match_probability(p_values).numpy())
         probability = np.stack(rounds).mean(0)

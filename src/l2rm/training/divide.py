@@ -1,13 +1,16 @@
 """Sample division of the training pairs: a loss each, a mixture over them, a match probability each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from l2rm.data.batches import Batches, ahead, shuffled
+from l2rm.errors import InputError
 from l2rm.rematching.division import BetaMixture
 from l2rm.rematching.objectives import pair_loss
 from l2rm.rematching.settings import RematchingConfig
@@ -45,10 +48,9 @@ def divide(
     batch_size: int,
     seed: tuple[int, ...],
     previous: NDArray[np.float32] | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> Division:
-    """Losses in evaluation mode over shuffled batches (the last, smaller one is kept), then the Beta mixture.
-
-    A pair left over alone joins the batch before it: without another pair to be told from, its loss would be 0.
+    """Losses (`pair_losses`), then the Beta mixture.
 
     Args:
         model: what is to be asked; its mode is left as it was.
@@ -57,18 +59,12 @@ def divide(
         batch_size: pairs a batch.
         seed: rules which pairs share a batch.
         previous: match probabilities of the division before, for `config.smoothing`.
+        stop: called at every batch; may raise.
 
     Raises:
-        InputError: a loss is not finite.
+        InputError: a loss is not finite; names the pair.
     """
-    parts = shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False)
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [np.concatenate(parts[-2:])]
-    losses = torch.empty(len(batches))
-    with torch.no_grad(), evaluating(model), ahead(batches.batch, parts) as read:
-        for batch in read:
-            S = model(batch.images, batch.captions, batch.lengths)
-            losses[batch.rows] = pair_loss(S, config.margin).float().cpu()
+    losses = pair_losses(model, batches, margin=config.margin, batch_size=batch_size, seed=seed, stop=stop)
     mixture = BetaMixture.fit(losses, one_mode=config.one_mode, estimator=config.estimator)
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:
@@ -81,3 +77,38 @@ def divide(
         "degenerate": mixture.degenerate,
     }
     return Division(losses=losses.numpy(), match_probability=probability, facts=facts)
+
+
+def pair_losses(
+    model: RetrievalModel,
+    batches: Batches,
+    *,
+    margin: float,
+    batch_size: int,
+    seed: tuple[int, ...],
+    stop: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """(rows,) losses on the CPU, in evaluation mode, over shuffled batches (the last, smaller one is kept).
+
+    A pair left over alone joins the batch before it: without another pair to be told from, its loss would be 0. `stop`
+    is called at every batch; it may raise.
+
+    Raises:
+        InputError: a loss is not finite; names the pair.
+    """
+    parts = shuffled(np.arange(len(batches)), batch_size, seed=seed, drop_last=False)
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [np.concatenate(parts[-2:])]
+    losses = torch.empty(len(batches))
+    with torch.no_grad(), evaluating(model), ahead(batches.batch, parts) as read:
+        for batch in read:
+            stop()
+            S = model(batch.images, batch.captions, batch.lengths)
+            losses[batch.rows] = pair_loss(S, margin).float().cpu()
+    if not (finite := losses.isfinite()).all():
+        row = int((~finite).nonzero()[0])
+        raise InputError(
+            f"{batches.pairs.source}: the model gives pair {batches.pairs.pair_ids[row]} (row {row + 1}) the loss "
+            f"{float(losses[row])}; look at its features, or train with a smaller learning rate"
+        )
+    return losses

@@ -2,23 +2,29 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
+import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from l2rm.data.pairs import Pairs
+from l2rm.data.tables import read_text
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
 from l2rm.files import written_whole
@@ -30,6 +36,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 FORMAT = 1
+MODEL = "model.safetensors"
+COPY = "last/best.safetensors"
+"""The same weights once more, in case that the disk spoils the first."""
+log = logging.getLogger("l2rm")
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
@@ -51,11 +61,20 @@ class Run:
         """(rows,) what the training found out about its own pairs; None if `pairs` are not exactly those.
 
         A model knows pairs that it has learned by heart; the training may have asked others that do not.
+
+        Raises:
+            InputError: the run's `pairs.parquet` is damaged.
         """
         path = self.folder / "pairs.parquet"
         if not path.is_file():
             return None
-        table = pq.read_table(path, columns=["image", "caption", "match_probability"])
+        try:
+            table = pq.read_table(path, columns=["image", "caption", "match_probability"])
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path}: cannot be read ({reason}); delete it, and pairs are judged by the model alone"
+            ) from error
         trained_on = list(zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True))
         given = [pairs.images[image] for image in pairs.image_of]
         if trained_on != list(zip(given, pairs.captions, strict=True)):
@@ -71,8 +90,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The objects of a .jsonl file; none where there is no file.
+
+    Raises:
+        InputError: a line is no JSON object; names it.
+    """
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(read_text(path).splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict):
+            raise InputError(f"{path}:line {number}: no JSON object; the file is damaged, restore it or train again")
+        lines.append(line)
+    return lines
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -93,10 +125,53 @@ def write_record(folder: Path, config: TrainConfig, shape: DataShape, **facts: A
     return record
 
 
-def write_model(folder: Path, model: RetrievalModel) -> None:
-    """Write `model.safetensors`."""
-    with written_whole(folder / "model.safetensors") as beside:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside)
+def write_model(folder: Path, model: RetrievalModel, *, copy: bool = False) -> None:
+    """Write `model.safetensors`, with a checksum of its weights; with `copy`, once more in `last/`."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    for name in (MODEL, COPY) if copy else (MODEL,):
+        with written_whole(folder / name) as beside:
+            save_file(weights, beside, metadata={"sha256": _digest(weights)})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on the CPU; a checksum, if it has one, must be right.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            checksum = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: is damaged ({reason}); train again") from error
+    if checksum is not None and checksum != _digest(weights):
+        raise InputError(f"{path}: is damaged (its checksum is wrong); train again")
+    return weights
+
+
+def mend_model(folder: Path) -> None:
+    """Put the copy of the weights in the place of a `model.safetensors` that is damaged, and say so."""
+    weights, copy = folder / MODEL, folder / COPY
+    if not weights.is_file() or not copy.is_file():
+        return
+    try:
+        read_weights(weights)
+    except InputError as refusal:
+        read_weights(copy)
+        with written_whole(weights) as beside:
+            shutil.copyfile(copy, beside)
+        log.warning("%s; restored from its copy %s", str(refusal).removesuffix("; train again"), copy)
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -109,13 +184,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: no RUN folder (it has no config.json); give the --out of `l2rm train`")
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(read_text(path))
         if record["format"] != FORMAT:
             raise InputError(f"{path}: format {record['format']}, this version reads {FORMAT}; train again or upgrade")
         _ = record["config"], record["shape"]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not the configuration of a RUN ({error}); give the --out of `l2rm train`") from error
     return record
 
@@ -124,21 +199,37 @@ def config_from(kind: type[Config], values: dict[str, Any], where: Path) -> Conf
     """A configuration dataclass from its saved form, nested ones included.
 
     Raises:
-        InputError: a key that this version does not know, or one that is missing.
+        InputError: a key that this version does not know, one that is missing, or a value of another type.
     """
     hints = get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: the keys of {kind.__name__} are no JSON object; restore the file or train again")
     unknown = values.keys() - hints.keys()
     if unknown:
         raise InputError(f"{where}: unknown key {min(unknown)!r}; it was written by another version of l2rm")
     wanted = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)} - values.keys()
     if wanted:
         raise InputError(f"{where}: no key {min(wanted)!r}; it was written by another version of l2rm")
+    for name, value in values.items():
+        if not dataclasses.is_dataclass(hints[name]) and not _fits(value, hints[name]):
+            raise InputError(f"{where}: {name} is {value!r}, which it cannot be; restore the file or train again")
     return kind(
         **{
             name: config_from(hints[name], value, where) if dataclasses.is_dataclass(hints[name]) else value
             for name, value in values.items()
         }
     )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of the type that a field has."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint) and isinstance(value, str)
+    if options := get_args(hint):  # such as int | None
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float if hint is float else hint)
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
@@ -156,18 +247,30 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
     where = folder / "config.json"
     config = config_from(TrainConfig, record["config"], where)
     shape = config_from(DataShape, record["shape"], where)
-    weights = folder / "model.safetensors"
+    weights = folder / MODEL
     if not weights.is_file():
         raise InputError(f"{weights}: no such file; the run stopped before its first epoch ended, go on with --resume")
-    model = build_model(config.model, shape)
+    found = _weights_or_copy(folder)
     try:
-        model.load_state_dict(load_file(weights, device="cpu"))
-    except (SafetensorError, RuntimeError) as error:
+        model = build_model(config.model, shape, networks=config.networks)
+        model.load_state_dict(found)
+    except (RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{weights}: not the weights that {where} describes ({reason}); train again") from error
     if shape.vocabulary_size is not None:
         model.vocabulary = Vocabulary.read(folder / "vocabulary.json")
     return Run(folder=folder, config=config, model=model.to(device).eval(), record=record)
+
+
+def _weights_or_copy(folder: Path) -> dict[str, Tensor]:
+    try:
+        return read_weights(folder / MODEL)
+    except InputError as refusal:
+        if not (folder / COPY).is_file():
+            raise
+        weights = read_weights(folder / COPY)
+        log.warning("%s; its copy %s is taken instead", str(refusal).removesuffix("; train again"), folder / COPY)
+        return weights
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> RetrievalModel:

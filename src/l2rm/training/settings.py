@@ -5,8 +5,9 @@ from typing import Literal
 
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.similarity.settings import ModelConfig
+from l2rm.training.methods.settings import CrclConfig, NcrConfig
 
-Method = Literal["l2rm", "plain", "oracle", "warmup"]
+Method = Literal["l2rm", "plain", "oracle", "warmup", "division", "ncr", "crcl"]
 Objective = Literal["auto", "mean_violation", "infonce", "symmetric_cross_entropy", "two_stage"]
 
 CANDIDATES: dict[str, tuple[Objective, ...]] = {
@@ -22,7 +23,8 @@ class TrainConfig:
 
     method: Method = "l2rm"
     """l2rm: warm-up, then rematching. plain: every pair taken as matched. oracle: truly matched pairs only, as many
-    gradient steps. warmup: the warm-up objective all the way."""
+    gradient steps. warmup: the warm-up objective all the way. division: as l2rm, but suspects are dropped. ncr: two
+    networks divide for each other and soften margins. crcl: active complementary loss, self-refined over rounds."""
     objective: Objective = "auto"
     """What plain and oracle learn by. auto: try each in turn and keep the best on dev. two_stage: symmetric cross
     entropy for the warm-up epochs, then the hardest triplet."""
@@ -46,11 +48,18 @@ class TrainConfig:
     """A run is saved for --resume at the end of every epoch, and within one after this many seconds."""
     model: ModelConfig = field(default_factory=ModelConfig)
     rematching: RematchingConfig = field(default_factory=RematchingConfig)
+    ncr: NcrConfig = field(default_factory=NcrConfig)
+    crcl: CrclConfig = field(default_factory=CrclConfig)
 
     @property
     def epochs(self) -> int:
         """All epochs of the run."""
         return self.warmup_epochs + self.rematching_epochs
+
+    @property
+    def networks(self) -> int:
+        """Networks that the method trains; they answer as one, by the mean of their scores."""
+        return 2 if self.method == "ncr" else 1
 
     def learning_rate_factor(self, epoch: int) -> float:
         """What the learning rates are multiplied with in `epoch` (from 0)."""

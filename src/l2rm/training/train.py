@@ -18,17 +18,17 @@ import torch
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
-from l2rm.files import written_whole
+from l2rm.files import cache_folder, remove_leftovers, written_whole
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
-from l2rm.training.divide import divide
-from l2rm.training.run import Run, load_run, locked, read_record, write_record
+from l2rm.training.run import COPY, MODEL, Run, load_run, locked, mend_model, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
 from l2rm.training.trainer import Trainer
 
 log = logging.getLogger("l2rm")
-FINAL_DIVISION = (3,)
+POOLED_BYTES = 2**30
+"""Pooled features that are kept in memory, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +102,13 @@ def train(
             out=out,
             vocabulary=vocabulary,
             shape=data_shape(pairs, vocabulary),
-            facts={**(facts or {}), "pairs": len(pairs), "images": pairs.n_images, "fingerprint": fingerprint(pairs)},
+            facts={
+                **(facts or {}),
+                "pairs": len(pairs),
+                "images": pairs.n_images,
+                "fingerprint": fingerprint(pairs),
+                "features": {"train": feature_digests(pairs), "dev": feature_digests(dev)},
+            },
             device=device,
             resume=resume,
             progress=progress,
@@ -156,11 +162,27 @@ def fingerprint(pairs: Pairs) -> str:
     return digest.hexdigest()[:16]
 
 
+def feature_digests(pairs: Pairs) -> list[str | None]:
+    """What tells the features of images and of captions from others; None where there are none.
+
+    Features that the package made itself are left out: their cache knows each image by path, size and time, and another
+    processor may compute another last digit.
+    """
+    parts = (pairs.features, pairs.caption_features)
+    ours = cache_folder().absolute()
+    return [
+        None if part is None or (part.path is not None and part.path.is_relative_to(ours)) else part.digest()
+        for part in parts
+    ]
+
+
 def _train(job: _Job) -> Run:
     with locked(job.out), _logged(job.out / "log.txt"):
+        remove_leftovers(job.out)
         if job.resume and (job.out / "config.json").exists():
             record = read_record(job.out)
-            check_same_run(job.out, record, job.config, job.facts["fingerprint"])
+            check_same_run(job.out, record, job.config, job.facts["fingerprint"], job.facts["features"])
+            mend_model(job.out)
             if record.get("finished"):
                 log.info("%s: the run is finished, nothing is left to do", job.out)
                 return load_run(job.out, job.device)
@@ -175,28 +197,31 @@ def _train(job: _Job) -> Run:
 def _train_one(job: _Job) -> Run:
     """Train by a single objective."""
     torch.manual_seed(job.config.seed)
-    model = build_model(job.config.model, job.shape).to(job.device)
+    model = build_model(job.config.model, job.shape, networks=job.config.networks).to(job.device)
     model.vocabulary = job.vocabulary
-    trainer = Trainer(model, job.pairs, job.dev, job.config, job.out, progress=job.progress)
+    pairs, dev = (_read_once(part, job.config) for part in (job.pairs, job.dev))
+    trainer = Trainer(model, pairs, dev, job.config, job.out, progress=job.progress)
     trainer.fit(resume=job.resume)
     best = load_run(job.out, job.device)
     _write_pairs(job.out, trainer, best.model)
     return dataclasses.replace(best, record=job.record(best=trainer.state["best"], finished=True))
 
 
-def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
-    """`pairs.parquet`: the match probability of every training pair, and the last rematch of each.
+def _read_once(pairs: Pairs, config: TrainConfig) -> Pairs:
+    """The same, its regions pooled already where a model does that first and the result is no burden to memory."""
+    features = pairs.features
+    assert features is not None
+    pools_first = config.model.similarity == "cosine" and config.model.pooling == "raw"
+    if not pools_first or len(features) * features.dim * 4 > POOLED_BYTES:
+        return pairs
+    return dataclasses.replace(pairs, features=features.pooled())
 
-    The probability is that of the cross-fitted division, where there was one, else what the best model says.
-    """
-    pairs, config = trainer.batches.pairs, trainer.config
-    if trainer.state["cross_fitted"]:
-        probability = trainer.state["match_probability"].numpy()
-    else:
-        seed = (config.seed, *FINAL_DIVISION)
-        division = divide(best, trainer.batches, config.rematching, batch_size=config.batch_size, seed=seed)
-        probability = division.match_probability
-    rematch = trainer.state["rematch_image"].tolist()
+
+def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
+    """`pairs.parquet`: the match probability of every training pair, and the last rematch of each."""
+    pairs = trainer.batches.pairs
+    probability = trainer.method.match_probability(best)
+    rematch, share = trainer.method.rematches()
     table = pa.table(
         {
             "pair_id": pairs.pair_ids,
@@ -204,7 +229,7 @@ def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
             "caption": pairs.captions,
             "match_probability": probability.astype(np.float32),
             "rematch_image": pa.array([pairs.images[image] if image >= 0 else None for image in rematch], pa.string()),
-            "rematch_share": trainer.state["rematch_share"].cpu().numpy(),
+            "rematch_share": share,
         }
     )
     with written_whole(out / "pairs.parquet") as beside:
@@ -224,7 +249,7 @@ def _best_candidate(job: _Job) -> Run:
     told = ", ".join(f"{objective} {rsum:.1f}" for objective, rsum in rsums.items())
     log.info("%s: %s is the best on dev (%s)", job.config.method, chosen, told)
     best = runs[chosen]
-    for name in ("model.safetensors", "metrics.jsonl", "pairs.parquet"):
+    for name in (MODEL, COPY, "metrics.jsonl", "pairs.parquet"):
         with written_whole(job.out / name) as beside:
             shutil.copyfile(best.folder / name, beside)
     job = dataclasses.replace(job, config=best.config)

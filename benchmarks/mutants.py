@@ -1,0 +1,171 @@
+"""Which mistakes in `rematching/` would the tests not see? One is made at a time: a comparison, a sign, a constant.
+
+    python benchmarks/mutants.py --minutes 10 --out mutants.json
+
+Mutants are drawn by a seed; each runs the tests of its own file, up to the first that fails, in a fork of this process.
+A mutant that survives is no proof of a gap: some compute the same by another way, or only more slowly.
+"""
+
+import argparse
+import ast
+import copy
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis  # noqa: F401 - what takes long to import is imported before the forks
+import numpy as np  # noqa: F401
+import pyarrow.parquet  # noqa: F401
+import pytest
+import safetensors.torch  # noqa: F401
+import scipy.special  # noqa: F401
+import torch
+
+ROOT = Path(__file__).parents[1]
+ROOM = ROOT / "src" / "l2rm" / "rematching"
+TESTS = ROOT / "tests" / "rematching"
+FILES = {
+    "cost": ["test_cost", "test_step"],
+    "division": ["test_division"],
+    "few": ["test_few"],
+    "objectives": ["test_objectives"],
+    "ranks": ["test_ranks"],
+    "step": ["test_step"],
+    "transport": ["test_transport"],
+}
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+SUMS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+SECONDS = 60
+"""A mutant that takes more of the processor's time counts as seen: it hangs."""
+
+
+def mutants(tree: ast.Module) -> list[tuple[int, str, ast.Module]]:
+    """Every mistake: (line, what was done, the module with it)."""
+    found = []
+    annotations = {id(part) for node in ast.walk(tree) for part in _annotation(node)}
+    for number, node in enumerate(ast.walk(tree)):
+        if id(node) in annotations:
+            continue
+        for what in _mistakes(node):
+            changed = copy.deepcopy(tree)
+            twin = list(ast.walk(changed))[number]
+            before = ast.unparse(node)
+            _make(twin, what)
+            found.append((node.lineno, f"{before}  ->  {ast.unparse(twin)}", changed))  # type: ignore[attr-defined]
+    return found
+
+
+def _annotation(node: ast.AST) -> list[ast.AST]:
+    """Parts of type annotations, where `|` is no sum."""
+    parts = [getattr(node, name, None) for name in ("annotation", "returns")]
+    return [inner for part in parts if part is not None for inner in ast.walk(part)]
+
+
+def _mistakes(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        return ["compare"]
+    if isinstance(node, ast.BinOp) and type(node.op) in SUMS:
+        return ["sum"]
+    if isinstance(node, ast.BoolOp):
+        return ["and or"]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert):
+        return ["drop"]
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return ["flip"] if isinstance(node.value, bool) else ["more"]
+    return []
+
+
+def _make(node: ast.AST, what: str) -> None:
+    if isinstance(node, ast.Compare):
+        node.ops[0] = COMPARISONS[type(node.ops[0])]()
+    elif isinstance(node, ast.BinOp):
+        node.op = SUMS[type(node.op)]()
+    elif isinstance(node, ast.BoolOp):
+        node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+    elif isinstance(node, ast.UnaryOp):
+        node.op = ast.UAdd() if isinstance(node.op, ast.USub) else node.op
+        if what == "drop" and not isinstance(node.op, ast.UAdd):  # `not x` and `~x`: turned round once more
+            node.operand = ast.UnaryOp(node.op, node.operand)
+    elif isinstance(node, ast.Constant):
+        node.value = (not node.value) if isinstance(node.value, bool) else node.value * 2 + 1
+
+
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from a tree instead of its file."""
+
+    def __init__(self, name: str, path: Path, tree: ast.Module) -> None:
+        self.name, self.path, self.tree = name, path, tree
+
+    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(ast.fix_missing_locations(self.tree), str(self.path), "exec"), module.__dict__)
+
+
+def survives(file: str, tree: ast.Module) -> bool:
+    """Whether every test of the file passes with the mutant in its place."""
+    child = os.fork()
+    if child == 0:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        sys.meta_path.insert(0, _Mutated(f"l2rm.rematching.{file}", ROOM / f"{file}.py", tree))
+        tests = [str(TESTS / f"{name}.py") for name in FILES[file]]
+        os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=ci", *tests])))
+    _, status = os.waitpid(child, 0)
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file", choices=FILES, action="append")
+    parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    drawn = [
+        (file, *mutant)
+        for file in options.file or FILES
+        for mutant in mutants(ast.parse((ROOM / f"{file}.py").read_text(encoding="utf-8")))
+    ]
+    total = {file: sum(one[0] == file for one in drawn) for file in FILES}
+    random.Random(options.seed).shuffle(drawn)
+    tried = dict.fromkeys(FILES, 0)
+    survivors = []
+    deadline = time.monotonic() + 60 * options.minutes
+    for file, line, what, tree in drawn:
+        if time.monotonic() > deadline:
+            break
+        tried[file] += 1
+        if survives(file, tree):
+            survivors.append({"file": file, "line": line, "what": what})
+            print(f"survives: {file}.py:{line}: {what}", flush=True)
+    left = {file: sum(one["file"] == file for one in survivors) for file in FILES}
+    result = {"seed": options.seed, "mutants": total, "tried": tried, "survived": left, "survivors": survivors}
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{sum(tried.values())} of {len(drawn)} mutants tried, {len(survivors)} survive; written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What an environment to test in needs, as pip reads it: with no extra (core), or in lowest versions (lowest).
+
+python benchmarks/requirements.py lowest > requirements.txt
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+EXTRAS = {"core": ["test"], "lowest": ["quickstart", "test"]}
+
+
+def requirements(what: str) -> list[str]:
+    """Lines for pip; `lowest` turns every lower bound into the version, except that of torch."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = list(project["dependencies"])
+    for extra in EXTRAS[what]:
+        wanted += project["optional-dependencies"][extra]
+    if what == "core":
+        return wanted
+    return [line if re.match(r"torch\b", line) else line.replace(">=", "==") for line in wanted]
+
+
+if __name__ == "__main__":
+    print("\n".join(requirements(sys.argv[1])))

@@ -1,0 +1,21 @@
+"""Which method a configuration names."""
+
+from l2rm.training.methods.crcl import Crcl
+from l2rm.training.methods.division import DropSuspects
+from l2rm.training.methods.l2rm import Rematch
+from l2rm.training.methods.method import Method
+from l2rm.training.methods.ncr import Ncr
+from l2rm.training.methods.oracle import Oracle
+from l2rm.training.methods.plain import Plain
+from l2rm.training.methods.warmup import Warmup
+
+METHODS: dict[str, type[Method]] = {
+    "l2rm": Rematch,
+    "plain": Plain,
+    "oracle": Oracle,
+    "warmup": Warmup,
+    "division": DropSuspects,
+    "ncr": Ncr,
+    "crcl": Crcl,
+}
+"""By the name that `TrainConfig.method` gives them."""

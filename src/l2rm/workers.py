@@ -1,0 +1,31 @@
+"""Several processes at work, one thread each, that save and stop together."""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes started inside use one thread each: several would wait for each other at every small tensor."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def children_stopped() -> Iterator[None]:
+    """If the block fails or is interrupted, ask the processes it started to save and stop."""
+    try:
+        yield
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
