@@ -61,14 +61,14 @@ def measure_training(pairs: Pairs, dev: Pairs, precision: str, seed: int, out: P
         warmup_epochs=EPOCHS,
         rematching_epochs=0,
         batch_size=64,
-        lr=1e-3,
+        lr=5e-3,
         seed=seed,
         device="cpu",
         model=ModelConfig(embed_dim=32, similarity_dim=16, word_dim=64, precision=precision, min_word_count=2),  # type: ignore[arg-type]
     )
     run = train(pairs, dev, config, out, resume=True, progress=False)
     epochs = [line["dev"]["rsum"] for line in run.metrics]
-    seconds = sum(line["seconds"] for line in run.metrics)
+    seconds = sum(sum(line["seconds"].values()) for line in run.metrics)
     return {"precision": precision, "seed": seed, "rsum": max(epochs), "epochs": epochs, "seconds": seconds}
 
 

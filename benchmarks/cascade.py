@@ -142,6 +142,7 @@ def main() -> None:
         lost = "".join(f"{half} {points:5.2f}  " for half, points in found.get("most_lost", {}).items())
         print(told, *(f"{cell:5.1f}" for cell in found["recalls"]["all"]), " most lost", lost, flush=True)
     result["rows"] = rows
+    write_json(options.json, result)
     if result["share"] is not None:
         some = slice(0, TIMED_IMAGES)
         theirs = torch.from_numpy(np.flatnonzero(pairs.image_of < TIMED_IMAGES))
