@@ -102,6 +102,7 @@ def faithful(config: TrainConfig, *, injected: bool = True) -> TrainConfig:
         smoothing=0.0,
         queue_size=0,
         matched_objective="max_violation",
+        scope="batch",
         rematch_weight=1.0,
         targets="rows",
         folds=0,

@@ -156,7 +156,7 @@ def test_mismatches_are_found_by_models_that_did_not_see_them(fitted, evidence):
     facts = division.statistics(0.5, pairs.is_mismatched)
     assert facts["accuracy"] > 0.75
     assert facts["estimated_ratio"] == pytest.approx(0.4, abs=0.15)
-    assert {"uniform", "shape", "matched", "mismatched", "purity"} <= facts.keys()
+    assert {"mismatch_ratio", "matched", "mismatched", "purity"} <= facts.keys()
     if evidence == "image":
         for image in range(pairs.n_images):
             assert len(set(division.match_probability[pairs.image_of == image])) == 1

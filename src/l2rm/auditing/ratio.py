@@ -104,7 +104,7 @@ Estimate = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 
 def _of_ranks(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    mixture = RankMixture.fit(torch.from_numpy(values), weights=torch.from_numpy(counts), tolerance=1e-6)
+    mixture = RankMixture.fit(torch.from_numpy(values), weights=torch.from_numpy(counts))
     return mixture.mismatch_ratio
 
 

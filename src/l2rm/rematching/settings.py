@@ -32,8 +32,14 @@ class RematchingConfig:
     """The cost update plants between 1 and this share of the matched batch's images."""
     queue_size: int = 0
     """Images that a plan may choose from, at least as many as a batch has; 0: the batch's own, as published."""
+    scope: Literal["batch", "dataset"] = "batch"
+    """Where suspects look for partners. batch: among the images of a step, as published. dataset: among all images that
+    have room, by one sparse transport plan, every rematch_every epochs; its pairs are learned from like given ones."""
+    rematch_every: int = 2
+    """With scope="dataset": epochs between plans."""
     rematch_weight: float = 1.0
-    """Weight of the rematching term beside the matched pairs' triplet loss."""
+    """Weight of the rematching term beside the matched pairs' triplet loss; with scope="dataset", of a rematched pair
+    beside a matched one."""
     matched_objective: HardObjective = "max_violation"
     """What matched pairs teach. max_violation: the hardest negative, as published."""
     targets: Literal["rows", "mass"] = "rows"
@@ -44,9 +50,9 @@ class RematchingConfig:
     fold_rounds: int = 2
     """With folds: how often; from the second time on, the models learn from pairs drawn by match probability. As the
     division then asks nothing of the model in training, it comes first, and take="weight" weighs the warm-up too."""
-    evidence: Literal["pair", "image"] = "pair"
+    evidence: Literal["pair", "image", "auto"] = "pair"
     """With folds, what is ranked. pair: each caption by itself. image: captions given to one image together, for data
-    where an image's captions came together."""
+    where an image's captions came together. auto: what a first model, of half of the images, finds in the rest."""
     take: Literal["threshold", "weight"] = "threshold"
     """What is learned from as matched. threshold: the pairs above matched_above, as published. weight: every pair, as
     far as its match probability goes."""

@@ -25,6 +25,7 @@ LOWEST: dict[str, float] = {
     "rematching.matched_above": 0,
     "rematching.folds": 0,
     "rematching.fold_rounds": 1,
+    "rematching.rematch_every": 1,
     "ncr.suspects_from": 0,
     "crcl.rounds": 1,
     "crcl.frozen_epochs": 0,
@@ -94,6 +95,8 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(
             "rematching.folds: the models of the folds learn in warmup_epochs, which is 0; give at least 1"
         )
+    if config.rematching.scope == "dataset" and config.rematching.evidence == "auto" and not config.rematching.folds:
+        raise InputError("rematching.evidence: auto is found out by folds, which are 0; give pair, image, or folds")
     if config.objective != "auto" and config.method not in CANDIDATES:
         raise InputError(f"objective: method {config.method} has its own; leave it at auto")
 

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
 from torch import Tensor, nn
 
 from l2rm.data.batches import Batches, ahead, shuffled
@@ -18,10 +20,12 @@ from l2rm.training.divide import Division, trusting
 from l2rm.training.settings import TrainConfig
 
 log = logging.getLogger("l2rm")
-RIVALS = 512
+RIVALS = 4096
 """Most images that the given one is held against."""
 CHUNK = 1024
 """Captions scored at a time."""
+TOGETHER = 0.35
+"""From this correlation on, captions given to one image are taken to have gone astray together."""
 SALT = 7919
 """Sets the random numbers of folds apart from those of the run itself."""
 
@@ -91,8 +95,55 @@ def cross_fit(
             settings.fold_rounds,
             100 * mixture.mismatch_ratio,
         )
-    facts = {"uniform": mixture.uniform, "shape": mixture.shape}
+    facts = {"mismatch_ratio": mixture.mismatch_ratio}
     return Division(losses=p_values.numpy(), match_probability=probability, facts=facts)
+
+
+def recognise_evidence(
+    model: RetrievalModel, batches: Batches, config: TrainConfig, *, stop: Callable[[], None] = lambda: None
+) -> tuple[Literal["pair", "image"], float]:
+    """Whether captions given to one image go astray together: what `evidence="auto"` stands for, and the correlation.
+
+    A model learns from half of the images and ranks the pairs of the others. Where whole images were mismatched, or
+    none, the p-values of an image's captions are alike; where single captions were, they are not: see `together`.
+
+    Args:
+        model, batches, config, stop: as in `cross_fit`.
+    """
+    pairs, seed = batches.pairs, (config.seed, SALT, SALT)
+    learned = (np.random.default_rng(seed).permutation(pairs.n_images) % 2 == 0)[pairs.image_of]
+    fresh = warmed_up(model, batches, np.flatnonzero(learned), config, seed, stop)
+    rest = pairs.take(~learned)
+    scores = Stoppable(ModelScores(fresh, rest), stop)
+    p_values = rank_p_values(scores, rest.image_of, tau=config.rematching.tau, together=False, seed=seed)
+    correlation = together(p_values, rest.image_of)
+    return "image" if correlation >= TOGETHER else "pair", correlation
+
+
+def together(p_values: Tensor, image_of: NDArray[np.int64]) -> float:
+    """The correlation of the p-values of two captions that are given one image.
+
+    It is the intraclass correlation, by analysis of variance, of p-values made normal by their ranks; 0 where no image
+    is given two captions. (Shrout & Fleiss, "Intraclass correlations", 1979.)
+
+    Args:
+        p_values: (captions,) of captions ranked by themselves.
+        image_of: (captions,) the image each is given.
+
+    Example:
+        >>> together(torch.tensor([0.1, 0.1, 0.9, 0.9]), np.array([0, 0, 1, 1]))
+        1.0
+    """
+    z = norm.ppf(rankdata(p_values.numpy()) / (len(p_values) + 1))
+    _, place, sizes = np.unique(image_of, return_inverse=True, return_counts=True)
+    images, rows = len(sizes), len(z)
+    if rows <= images or images < 2:
+        return 0.0
+    means = np.bincount(place, z) / sizes
+    within = float(((z - means[place]) ** 2).sum() / (rows - images))
+    between = float((sizes * (means - z.mean()) ** 2).sum() / (images - 1))
+    size = (rows - (sizes**2).sum() / rows) / (images - 1)
+    return float((between - within) / (between + (size - 1) * within)) if between + within > 0 else 0.0
 
 
 def warmed_up(

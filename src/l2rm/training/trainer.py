@@ -21,7 +21,7 @@ from l2rm.similarity.scoring import ModelScores
 from l2rm.training.failure import undone_if_not_finite
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.methods.method import Method, Step
-from l2rm.training.methods.registry import METHODS
+from l2rm.training.methods.registry import method_of
 from l2rm.training.run import write_lines, write_model
 from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state, save_state
@@ -43,7 +43,7 @@ class Trainer:
         device = next(model.parameters()).device
         self.model, self.dev, self.config, self.folder, self.progress = model, dev, config, folder, progress
         self.batches = Batches(pairs, model.vocabulary, device)
-        self.method: Method = METHODS[config.method](model, self.batches, config)
+        self.method: Method = method_of(config)(model, self.batches, config)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         self.state: dict[str, Any] = {
             "epoch": 0,

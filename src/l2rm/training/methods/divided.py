@@ -1,8 +1,10 @@
 """What `division` and `l2rm` share: a warm-up on all pairs, and a sample division."""
 
+import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,11 +14,13 @@ from torch import Tensor
 from l2rm.data.batches import Batches
 from l2rm.rematching.settings import HardObjective
 from l2rm.similarity.model import RetrievalModel
-from l2rm.training.crossfit import cross_fit
+from l2rm.training.crossfit import cross_fit, recognise_evidence
 from l2rm.training.divide import Division, divide
 from l2rm.training.lesson import Lesson
 from l2rm.training.methods.method import DIVISION, Method
 from l2rm.training.settings import TrainConfig
+
+log = logging.getLogger("l2rm")
 
 
 class Divided(Method):
@@ -30,7 +34,7 @@ class Divided(Method):
 
     def __init__(self, model: RetrievalModel, batches: Batches, config: TrainConfig) -> None:
         super().__init__(model, batches, config)
-        self.state |= {"match_probability": None, "cross_fitted": None, "folds": []}
+        self.state |= {"evidence": None, "match_probability": None, "cross_fitted": None, "folds": []}
 
     def stage(self, epoch: int) -> str:
         return "warm-up" if epoch < self.config.warmup_epochs else self.later_stage
@@ -76,9 +80,20 @@ class Divided(Method):
             done.append(p_values)
             self.keep()
 
-        division = cross_fit(self.model, self.batches, self.config, stop=stop, done=tuple(done), finished=finished)
+        config = replace(self.config, rematching=replace(self.config.rematching, evidence=self._evidence(stop)))
+        division = cross_fit(self.model, self.batches, config, stop=stop, done=tuple(done), finished=finished)
         self.state["folds"] = []
         return division
+
+    def _evidence(self, stop: Callable[[], None]) -> Literal["pair", "image"]:
+        """What is ranked by folds; found out once where the configuration leaves it open."""
+        if self.config.rematching.evidence != "auto":
+            return self.config.rematching.evidence
+        if self.state["evidence"] is None:
+            self.state["evidence"], correlation = recognise_evidence(self.model, self.batches, self.config, stop=stop)
+            log.info("captions of an image go astray with correlation %.2f: by %s", correlation, self.state["evidence"])
+        evidence: Literal["pair", "image"] = self.state["evidence"]
+        return evidence
 
     def _own(self, epoch: int, stop: Callable[[], None]) -> Division:
         """By the losses of the model that is being trained."""
