@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from l2rm.benchmark.grid import Cell, Grid
 from l2rm.data.mismatch import inject_mismatches, read_index
@@ -24,6 +25,7 @@ from l2rm.evaluation.detection import measure_detection, measure_rematch
 from l2rm.evaluation.evaluate import evaluate, model_scores
 from l2rm.evaluation.scores import checked_block
 from l2rm.provenance import commit
+from l2rm.rematching.partners import find_partners
 from l2rm.similarity.model import RetrievalModel
 from l2rm.sources import EncoderConfig, open_splits, with_features
 from l2rm.training.check import check_same_run
@@ -151,7 +153,7 @@ def _measured(job: Job, cell: Cell, progress: bool) -> dict[str, Any]:
         "test": evaluate(run.model, splits["test"]).to_dict(),
         "detection": detection,
         "estimated_ratio": None if probability is None else float(1 - probability.mean()),
-        "rematch": rematch_hits(run.model, pairs),
+        "rematch": rematch_hits(run, pairs),
         "seconds": round(_seconds(run), 1),
         "commit": commit(),
     }
@@ -179,23 +181,49 @@ def mismatched(job: Job, cell: Cell) -> Pairs:
 
 
 @torch.no_grad()
-def rematch_hits(model: RetrievalModel, pairs: Pairs) -> dict[str, float] | None:
-    """How often the true image of a truly mismatched caption is the first, or in the first ten, that `model` suggests.
+def rematch_hits(run: Run, pairs: Pairs) -> dict[str, float] | None:
+    """How often the true image of a truly mismatched caption is the first, or in the first ten, that a run suggests.
 
-    It suggests the best-scoring images of the whole training set, the given one left out. None where no caption is
-    mismatched, and for similarities other than cosine, whose scores of whole training sets take hours.
+    A run that rematches the whole data set suggests by such a plan (`find_partners`), any other the best-scoring images
+    of the whole training set, the given one left out. None where no caption is mismatched, and for similarities other
+    than cosine, whose scores of whole training sets take hours.
     """
-    truth, true_image_of = pairs.is_mismatched, pairs.true_image_of
+    truth, true_image_of, model = pairs.is_mismatched, pairs.true_image_of, run.model
     if truth is None or true_image_of is None or not truth.any() or model.config.similarity != "cosine":
         return None
-    rows, scores = np.flatnonzero(truth), model_scores(model, pairs)
-    images, suggested = np.arange(pairs.n_images), []
+    rows = np.flatnonzero(truth)
+    if run.config.method == "l2rm" and run.config.rematching.scope == "dataset":
+        suggested = _by_plan(run, pairs)[rows]
+    else:
+        suggested = _nearest(model, pairs, rows)
+    hits = measure_rematch(suggested, true_image_of[rows])
+    return {"hit1": hits.hit1, "hit10": hits.hit10}
+
+
+def _by_plan(run: Run, pairs: Pairs) -> NDArray[np.int64]:
+    """(rows, 10) what a plan over the data set gives every suspect; −1 for others."""
+    settings, probability = run.config.rematching, run.match_probability(pairs)
+    assert probability is not None
+    evidence = run.metrics[-1]["division"].get("evidence", settings.evidence)
+    return find_partners(
+        model_scores(run.model, pairs),
+        pairs.image_of,
+        probability,
+        below=settings.matched_above,
+        level="image" if evidence == "image" else "caption",
+        share=1.0,
+        seed=run.config.seed,
+    ).suggested
+
+
+def _nearest(model: RetrievalModel, pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(rows, 10) the best-scoring images, the given one left out."""
+    scores, images, suggested = model_scores(model, pairs), np.arange(pairs.n_images), []
     for part in np.array_split(rows, -(-len(rows) // CAPTIONS_AT_ONCE)):
         S = checked_block(scores, images, part).cpu()
         S[torch.from_numpy(pairs.image_of[part]), torch.arange(len(part))] = -torch.inf
         suggested.append(S.topk(min(SUGGESTIONS, len(images) - 1), dim=0).indices.T.numpy())
-    hits = measure_rematch(np.concatenate(suggested), true_image_of[rows])
-    return {"hit1": hits.hit1, "hit10": hits.hit10}
+    return np.concatenate(suggested)
 
 
 def _seconds(run: Run) -> float:

@@ -16,7 +16,14 @@ from l2rm.training.methods.l2rm_dataset import RematchDataset
 from l2rm.training.train import data_shape
 from l2rm.training.trainer import Trainer
 
-SETTINGS = {"scope": "dataset", "folds": 2, "fold_rounds": 2, "evidence": "auto", "take": "weight", "rematch_weight": 0.5}
+SETTINGS = {
+    "scope": "dataset",
+    "folds": 2,
+    "fold_rounds": 2,
+    "evidence": "auto",
+    "take": "weight",
+    "rematch_weight": 0.5,
+}
 
 
 @pytest.fixture

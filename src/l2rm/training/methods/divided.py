@@ -64,6 +64,7 @@ class Divided(Method):
         statistics = division.statistics(settings.matched_above, self.truth)
         statistics["seconds"] = time.monotonic() - started
         if settings.folds:
+            statistics["evidence"] = self._evidence(stop)
             self.state["cross_fitted"] = statistics
         if (matched := statistics["matched"]) < 2:
             raise RuntimeError(

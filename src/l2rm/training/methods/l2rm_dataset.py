@@ -50,18 +50,19 @@ class RematchDataset(Divided):
             return statistics
         assert statistics is not None
         if (epoch - self.config.warmup_epochs) % self.config.rematching.rematch_every == 0:
-            self._rematch(stop)
+            self._rematch(statistics, stop)
         return statistics | {"plan": self.state["plan"]}
 
-    def _rematch(self, stop: Callable[[], None]) -> None:
+    def _rematch(self, statistics: dict[str, Any], stop: Callable[[], None]) -> None:
         """Find the suspects new partners."""
         pairs, settings = self.batches.pairs, self.config.rematching
+        evidence = statistics.get("evidence", settings.evidence)
         found = find_partners(
             Stoppable(ModelScores(self.model, pairs), stop),
             pairs.image_of,
             self.state["match_probability"].numpy(),
             below=settings.matched_above,
-            level="image" if (self.state["evidence"] or settings.evidence) == "image" else "caption",
+            level="image" if evidence == "image" else "caption",
             share=1.0,
             seed=self.config.seed,
         )
