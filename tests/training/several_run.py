@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from l2rm import cli
 from l2rm.training.interrupt import Interrupted
 from l2rm.training.processes import is_first, leave
 from l2rm.training.trainer import Trainer
@@ -30,19 +31,30 @@ CASES = {
     "dataset": {"rematching": FOLDS | {"rematch_every": 1, "matched_objective": "infonce"}},
     "ncr": {"method": "ncr"},
     "crcl": {"method": "crcl"},
-    "sgr": {"similarity": "sgr", "rematching": SPLIT},
-    "saf": {"similarity": "saf", "rematching": SPLIT},
+    "sgr": {"similarity": "sgr", "rematching": SPLIT, "lr": 1e-3},
+    "saf": {"similarity": "saf", "rematching": SPLIT, "lr": 1e-3},
 }
 """By name what is changed in `small_config`; 33 steps and more, in batches of 31, which two processes cannot halve."""
+
+COMMAND = [
+    "--batch-size=16",
+    "--warmup-epochs=1",
+    "--rematching-epochs=1",
+    "--model.similarity=cosine",
+    "--model.embed-dim=16",
+    "--model.word-dim=8",
+    "--model.min-word-count=1",
+    "--ratio=0.4",
+    "--level=image",
+    "--device=cpu",
+]
 
 
 def config_of(name, *, dropout=0.0):
     changes = dict(CASES[name])
     similarity = changes.pop("similarity", "cosine")
     config = small.small_config(**{"batch_size": 31, "lr": 1e-2, "warmup_epochs": 2, "rematching_epochs": 1} | changes)
-    model = dataclasses.replace(
-        config.model, similarity=similarity, dropout=dropout, similarity_dim=8, graph_steps=2
-    )
+    model = dataclasses.replace(config.model, similarity=similarity, dropout=dropout, similarity_dim=8, graph_steps=2)
     return dataclasses.replace(config, model=model)
 
 
@@ -81,20 +93,29 @@ def stop_last_process(after):
     return learn
 
 
-def main(out):
+def main(out, names):
     torch.set_num_threads(1)
-    for name in CASES:
-        run(name, out / name)
+    for name in names:
+        if name.startswith("command="):
+            assert cli.main(["train", name.removeprefix("command="), "--out", str(out / "command"), *COMMAND]) == 0
+        elif name == "stopped":
+            run_stopped_and_not(out)
+        else:
+            run(name, out / name)
+    leave()
+
+
+def run_stopped_and_not(out):
+    """Dropout, too, goes on where it was."""
     run("l2rm", out / "dropout", dropout=0.3)
-    learn = stop_last_process(after=28)
+    learn = stop_last_process(after=40)
     try:
         run("l2rm", out / "stopped", dropout=0.3)
     except Interrupted as stop:
         print(f"process {os.environ['RANK']}: {stop}", flush=True)
     Trainer._learn = learn
     run("l2rm", out / "stopped", dropout=0.3)
-    leave()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

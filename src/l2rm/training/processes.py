@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from l2rm.errors import InputError
 from l2rm.similarity.model import Encoded, RetrievalModel
 
 PATIENCE = timedelta(days=1)
-"""A process waits so long for others: the first one may be encoding images. One that dies is told of by the launcher."""
+"""A process waits so long for others: the first may be encoding images. The launcher tells of one that dies."""
 
 
 def join(device: str) -> str:
@@ -163,13 +164,14 @@ class Shared(RetrievalModel):
         mine = _share_of(len(captions))
         if mine is None:
             return _taught_by_first(self.model.score(images, captions))
-        return _whole(self.model.score(images, captions.take(mine)).T, len(captions)).T
+        return _whole(self.model.score(images, captions.take(mine)).T, len(captions), summed=False).T
 
     def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         mine = _share_of(len(captions))
         if mine is None:
             return _taught_by_first(self.model.score_pairs(images, captions))
-        return _whole(self.model.score_pairs(images.take(mine), captions.take(mine)), len(captions))
+        part = self.model.score_pairs(images.take(mine), captions.take(mine))
+        return _whole(part, len(captions), summed=False)
 
     @contextmanager
     def _dropout(self, *, apart: bool) -> Iterator[None]:
@@ -194,7 +196,7 @@ def _device() -> torch.device:
 def _shares(total: int) -> list[slice]:
     """The share of each process in so many items."""
     edges = np.linspace(0, total, dist.get_world_size() + 1).astype(int).tolist()
-    return [slice(*both) for both in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(*both) for both in pairwise(edges)]
 
 
 def _share_of(total: int) -> slice | None:
@@ -204,21 +206,22 @@ def _share_of(total: int) -> slice | None:
 
 def _gathered(part: Encoded, total: int, lengths: Tensor | None) -> Encoded:
     """Encodings of all items from each process's share; each of them may teach every process's scores."""
-    local = None if part.local is None else _Whole.apply(part.local, total, True)
-    return Encoded(_Whole.apply(part.whole, total, True), local, lengths)
+    local = None if part.local is None else _whole(part.local, total, summed=True)
+    return Encoded(_whole(part.whole, total, summed=True), local, lengths)
 
 
-def _whole(part: Tensor, total: int) -> Tensor:
-    """Scores of all items from each process's share; the loss that all compute alike teaches each its own."""
-    whole: Tensor = _Whole.apply(part, total, False)
+def _whole(part: Tensor, total: int, *, summed: bool) -> Tensor:
+    """Shares along the first dimension put together; backward, the gradient of one's own share.
+
+    With `summed`, that is the sum over processes, each of which has followed its own scores only; without, all have
+    computed the same loss of the whole, and each has the same gradient.
+    """
+    whole: Tensor = _Whole.apply(part, total, summed)  # type: ignore[no-untyped-call]
     return whole
 
 
 class _Whole(torch.autograd.Function):
-    """Shares along the first dimension put together; backward, the gradient of one's own share.
-
-    With `summed`, of the sum over processes: each has followed only its own scores.
-    """
+    """What `_whole` does."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, total: int, summed: bool) -> Tensor:
