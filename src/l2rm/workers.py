@@ -3,7 +3,13 @@
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+
+PATIENCE = 60.0
+"""Seconds that a worker without a parent has to save and stop."""
 
 
 @contextlib.contextmanager
@@ -29,3 +35,18 @@ def children_stopped() -> Iterator[None]:
         for child in multiprocessing.active_children():
             child.terminate()
         raise
+
+
+def stop_with_parent() -> None:
+    """What a worker begins with: when its parent is killed, so that nobody can stop it any more, it saves and stops."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
