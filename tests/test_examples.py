@@ -75,18 +75,23 @@ def test_files_that_documents_name_are_there(document: str) -> None:
 
 
 def test_readme_s_tree_is_the_disk_s() -> None:
+    """A line names files or one folder; of a folder with nothing below it in the tree, the line stands for all in it."""
     tree = re.search(r"```text\nsrc/l2rm/\n(.*?)```", README, re.DOTALL)
     assert tree is not None
-    listed, room = set(), ""
-    for line in tree[1].splitlines():
-        found = re.match(r"( +)([\w.]+/?)", line)
-        if found is None:
-            continue
-        depth, name = len(found[1]), found[2]
-        if depth == 2:
-            room = name if name.endswith("/") else ""
-        listed.add(name if depth == 2 else room + name)
     package = ROOT / "src/l2rm"
-    present = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
-    present |= {f"{path.parent.relative_to(package)}/" for path in package.glob("*/__init__.py")}
-    assert {name for name in listed if name.endswith(("/", ".py"))} == present
+    folders, listed = [""], []
+    for line in tree[1].splitlines():
+        found = re.match(r"((?:  )+)(\w[\w.]*/?(?:, \w[\w.]*)*)(?:  |$)", line)
+        assert found is not None, line
+        depth = len(found[1]) // 2
+        names = [folders[depth - 1] + name for name in found[2].split(", ")]
+        folders[depth:] = names
+        listed += names
+    assert len(listed) == len(set(listed))
+    assert not [name for name in listed if not (package / name).exists()]
+    shut = [name for name in listed if name.endswith("/") and not any(n != name and n.startswith(name) for n in listed)]
+    for path in package.rglob("*.py"):
+        name = str(path.relative_to(package))
+        if path.name == "__init__.py":
+            name = name.removesuffix("__init__.py")
+        assert not name or name in listed or name.startswith(tuple(shut)), name
