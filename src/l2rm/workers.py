@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 
 @contextlib.contextmanager
@@ -29,3 +30,12 @@ def children_stopped() -> Iterator[None]:
         for child in multiprocessing.active_children():
             child.terminate()
         raise
+
+
+def all_watched(pool: ProcessPoolExecutor) -> None:
+    """Have a pool notice the death of any of its processes, once its jobs are submitted.
+
+    Each `submit` wakes the thread that watches the processes before it starts another one. That thread may then wait
+    without the last one: if it is killed, nobody is told. One more job, which does nothing, wakes the thread again.
+    """
+    pool.submit(int)
