@@ -28,7 +28,7 @@ from l2rm.training.interrupt import Interrupted
 from l2rm.training.run import load_run, read_record, write_json
 from l2rm.training.settings import Method, TrainConfig
 from l2rm.training.train import fingerprint, train
-from l2rm.workers import children_stopped, one_thread, stop_with_parent
+from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
 
 log = logging.getLogger("l2rm")
 
@@ -122,6 +122,7 @@ def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], 
             pool.submit(_train_one, pairs, dev, config, out / "runs" / method, level)
             for method, config in configs.items()
         ]
+        all_watched(pool)
         try:
             for job in as_completed(jobs):
                 if stopped := job.result():

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 PATIENCE = 60.0
 """Seconds that a worker without a parent has to save and stop."""
@@ -50,3 +51,12 @@ def stop_with_parent() -> None:
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def all_watched(pool: ProcessPoolExecutor) -> None:
+    """Have a pool notice the death of any of its processes, once its jobs are submitted.
+
+    Each `submit` wakes the thread that watches the processes before it starts another one. That thread may then wait
+    without the last one: if it is killed, nobody is told. One more job, which does nothing, wakes the thread again.
+    """
+    pool.submit(int)
