@@ -295,7 +295,9 @@ def test_table_of_images_end_to_end(tmp_path: Path, tiny: list[str], capsys: pyt
 # ------------------------------------------------------------------------------------------------------ interruption
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_says_how_to_go_on(
     number: signal.Signals, status: int, precomp: Path, tiny: list[str], tmp_path: Path
 ) -> None:
