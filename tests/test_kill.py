@@ -69,6 +69,7 @@ def killed(process: "subprocess.Popen[str]") -> bool:
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["by folds"])
 def test_training_that_is_killed_twice(method: str, precomp: Path, index: Path, tmp_path: Path) -> None:
     assert main(training(precomp, index, method, tmp_path / "whole")) == 0
@@ -153,7 +154,7 @@ def test_training_that_is_killed_at_every_rename(before: bool, precomp: Path, in
 
 
 @pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize("existed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_an_audit_that_is_killed_at_every_rename(
     before: bool, existed: bool, precomp: Path, trained: Path, tmp_path: Path
 ) -> None:
