@@ -11,6 +11,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "memory.py"), "--tiny", "--json", "memory.json", "--folder", str(tmp_path)]
@@ -27,6 +28,7 @@ def test_memory(tmp_path: Path) -> None:
     assert (again.returncode, again.stdout) == (0, "")  # what the file has is not measured again
 
 
+@pytest.mark.slow
 def test_speed(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "speed.py"), "--tiny", "--json", "speed.json"]
     done = subprocess.run(

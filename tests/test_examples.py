@@ -1,6 +1,7 @@
 """What the documents show does run, and what they list is there."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from l2rm.cli import parse_command
+from l2rm.commands import COMMANDS
 from l2rm.data.features import Features
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -62,9 +66,21 @@ def test_int8_as_the_data_document_makes_it(tmp_path: Path) -> None:
     assert (error <= np.abs(features.astype(np.float32)).max((0, 1)) / 127 / 2 + 1e-6).all()
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "docs/method.md", "docs/data.md", "docs/decisions.md", "docs/audit.md"]
-)
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_that_documents_show_are_commands(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    shown = re.findall(r"^    (?:\$ )?(l2rm .*)", text, re.MULTILINE) + re.findall("^l2rm .*", blocks, re.MULTILINE)
+    assert shown or document not in {"README.md", "docs/audit.md", "docs/search.md"}
+    for line in shown:
+        _, *arguments = shlex.split(line, comments=True)
+        if "[" not in line:  # of the form of a command
+            assert parse_command(arguments), line
+    for line in re.findall(r"`l2rm ([^`]+)`", text):
+        assert line.split()[0] in {*COMMANDS, "--version"}, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_that_documents_name_are_there(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = set(re.findall(r"\b((?:src/l2rm|tests|docs|examples|benchmarks)/[\w./]*\w)", text))
@@ -75,18 +91,23 @@ def test_files_that_documents_name_are_there(document: str) -> None:
 
 
 def test_readme_s_tree_is_the_disk_s() -> None:
+    """A line names files or one folder; of a folder with nothing below it in the tree, the line stands for all in it."""
     tree = re.search(r"```text\nsrc/l2rm/\n(.*?)```", README, re.DOTALL)
     assert tree is not None
-    listed, room = set(), ""
-    for line in tree[1].splitlines():
-        found = re.match(r"( +)([\w.]+/?)", line)
-        if found is None:
-            continue
-        depth, name = len(found[1]), found[2]
-        if depth == 2:
-            room = name if name.endswith("/") else ""
-        listed.add(name if depth == 2 else room + name)
     package = ROOT / "src/l2rm"
-    present = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
-    present |= {f"{path.parent.relative_to(package)}/" for path in package.glob("*/__init__.py")}
-    assert {name for name in listed if name.endswith(("/", ".py"))} == present
+    folders, listed = [""], []
+    for line in tree[1].splitlines():
+        found = re.match(r"((?:  )+)(\w[\w.]*/?(?:, \w[\w.]*)*)(?:  |$)", line)
+        assert found is not None, line
+        depth = len(found[1]) // 2
+        names = [folders[depth - 1] + name for name in found[2].split(", ")]
+        folders[depth:] = names
+        listed += names
+    assert len(listed) == len(set(listed))
+    assert not [name for name in listed if not (package / name).exists()]
+    shut = [name for name in listed if name.endswith("/") and not any(n != name and n.startswith(name) for n in listed)]
+    for path in package.rglob("*.py"):
+        name = str(path.relative_to(package))
+        if path.name == "__init__.py":
+            name = name.removesuffix("__init__.py")
+        assert not name or name in listed or name.startswith(tuple(shut)), name

@@ -163,8 +163,15 @@ def check_audit(trained: Trained, folder: Path, out: Path, capsys: pytest.Captur
         assert audited[column].to_pylist() == learned[column].to_pylist()
 
 
-@pytest.mark.parametrize("paper", [False, True])
-@pytest.mark.parametrize("name", ["f30k", "coco"])
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [
+        ("f30k", True),
+        ("coco", False),
+        pytest.param("f30k", False, marks=pytest.mark.slow),
+        pytest.param("coco", True, marks=pytest.mark.slow),
+    ],
+)
 def test_five_captions_an_image(
     name: str, paper: bool, folders: dict[str, Path], train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,8 @@ KEYS = {"plain", "l2rm", "oracle", "detection", "rematch", "gap_closed", "data",
 COLUMNS = [
     "pair_id", "image", "caption", "match_probability", "is_mismatched",
     "rematch_image", "rematch_caption", "rematch_confidence", "decision",
+    *(f"{kind}{issue}{end}" for issue in ("duplicate_caption", "uninformative_caption", "near_duplicate_image")
+      for kind, end in (("is_", "_issue"), ("", "_score"))),
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from l2rm.training.interrupt import Interrupted
 from l2rm.training.run import load_run, read_record, write_json
 from l2rm.training.settings import Method, TrainConfig
 from l2rm.training.train import fingerprint, train
-from l2rm.workers import children_stopped, one_thread
+from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
 
 log = logging.getLogger("l2rm")
 
@@ -116,11 +116,13 @@ def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], 
     spawn = multiprocessing.get_context("spawn")
     workers = min(len(configs), os.cpu_count() or 1)
     level = log.getEffectiveLevel() if progress else logging.WARNING
-    with one_thread(), ProcessPoolExecutor(workers, mp_context=spawn) as pool, children_stopped():
+    pool_of = ProcessPoolExecutor(workers, mp_context=spawn, initializer=stop_with_parent)
+    with one_thread(), pool_of as pool, children_stopped():
         jobs = [
             pool.submit(_train_one, pairs, dev, config, out / "runs" / method, level)
             for method, config in configs.items()
         ]
+        all_watched(pool)
         try:
             for job in as_completed(jobs):
                 if stopped := job.result():

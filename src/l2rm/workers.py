@@ -3,7 +3,14 @@
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+PATIENCE = 60.0
+"""Seconds that a worker without a parent has to save and stop."""
 
 
 @contextlib.contextmanager
@@ -29,3 +36,27 @@ def children_stopped() -> Iterator[None]:
         for child in multiprocessing.active_children():
             child.terminate()
         raise
+
+
+def stop_with_parent() -> None:
+    """What a worker begins with: when its parent is killed, so that nobody can stop it any more, it saves and stops."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def all_watched(pool: ProcessPoolExecutor) -> None:
+    """Have a pool notice the death of any of its processes, once its jobs are submitted.
+
+    Each `submit` wakes the thread that watches the processes before it starts another one. That thread may then wait
+    without the last one: if it is killed, nobody is told. One more job, which does nothing, wakes the thread again.
+    """
+    pool.submit(int)

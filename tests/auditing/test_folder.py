@@ -100,6 +100,10 @@ def test_the_command_writes_tables_and_lists(
     reviewed: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = reviewed.write_audit(tmp_path / "audit", pixels=False)
+    before = sorted(folder.iterdir())
+    assert main(["decisions", str(folder)]) == 0
+    assert "0 of 120 pairs decided" in capsys.readouterr().out
+    assert sorted(folder.iterdir()) == before  # who only asks leaves no store behind
     queue = ReviewQueue(AuditFolder.open(folder))
     for number, verdict in enumerate(("keep", "drop")):
         row = queue.row_of[f"pair/{number}"]

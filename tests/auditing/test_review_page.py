@@ -272,8 +272,15 @@ def test_nothing_jumps_and_the_next_picture_is_there(visit: Visit, base: str) ->
     assert any(f"/images/{(4 + 3) // 2}?" in url for url in loaded)  # two pairs ahead
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["DESKTOP", "PHONE"])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        ("DESKTOP", "light"),
+        ("PHONE", "dark"),
+        pytest.param("DESKTOP", "dark", marks=pytest.mark.slow),
+        pytest.param("PHONE", "light", marks=pytest.mark.slow),
+    ],
+)
 def test_everybody_can_use_it(browser: Any, browsing: ModuleType, base: str, scheme: str, size: str) -> None:
     visit = Visit(browser, viewport=getattr(browsing, size), color_scheme=scheme, has_touch=size == "PHONE")
     page = visit.open(base)

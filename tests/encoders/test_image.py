@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from l2rm.data.pairs import Pairs
+from l2rm.encoders import filling
 from l2rm.encoders import image as image_module
 from l2rm.encoders.image import encode
 from l2rm.errors import InputError
@@ -95,7 +96,7 @@ def test_only_new_and_changed_images_are_encoded_again(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_STORE_EVERY", 4)
+    monkeypatch.setattr(filling, "STORE_EVERY", 4)
     pairs = made(tmp_path / "images", count=40)
     encode_all = MeanColour.__call__
 

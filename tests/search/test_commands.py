@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,7 @@ def test_arrays_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("index --data {folder}/none.csv --out {folder}/new", "no such file"),
         ("serve", "nothing is given"),
         ("serve {folder}", "no index"),
+        ("serve --audit {folder}", "audit.parquet: no such file"),
         ("serve {index} --port 99999", "choose another --port"),
     ],
 )
@@ -102,32 +105,60 @@ def test_a_picture_by_its_file(drawn: Pairs, served_index: Index, capsys: pytest
     assert "image:7  picture 7.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_serve_answers_until_it_is_stopped(number: signal.Signals, status: int, served_index: Index) -> None:
-    command = [sys.executable, "-m", "l2rm", "serve", str(served_index.folder), "--port", "0"]
+@contextmanager
+def serving(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Address and process of `l2rm serve`; without the encoder, which this process alone has."""
+    script = (
+        "import sys, l2rm.search.index as room; room.Index.warm_up = lambda self: None; "
+        "from l2rm.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "serve", *map(str, arguments), "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    without_encoder = "import l2rm.search.index as room; room.Index.warm_up = lambda self: None\n"
-    command[1:3] = ["-c", f"{without_encoder}import sys; from l2rm.cli import main; sys.exit(main(sys.argv[1:]))"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
-        address = process.stdout.readline().split()[0]
-        with urllib.request.urlopen(f"{address}healthz", timeout=30) as answer:
-            assert json.load(answer)["status"] == "ok"
-        process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        yield process.stdout.readline().split()[0], process
     finally:
         process.kill()
-    assert process.returncode == status, told
-    assert "Traceback" not in told
+        process.communicate()
 
 
-def test_serve_with_a_review(tmp_path: Path) -> None:
-    pytest.importorskip("l2rm.auditing.review", reason="the review page has not moved in yet")
-    from l2rm.commands.serve import Serve
+def fetched(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return str(answer.read().decode())
 
-    with pytest.raises(Exception, match="audit"):
-        Serve(audit=tmp_path, quiet=True).run()
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_serve_answers_until_it_is_stopped(number: signal.Signals, status: int, served_index: Index) -> None:
+    with serving(served_index.folder) as (address, process):
+        assert json.loads(fetched(f"{address}healthz"))["status"] == "ok"
+        assert 'href="/review"' not in fetched(address)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == status, told
+        assert "Traceback" not in told
+
+
+@pytest.fixture
+def audited(trained: Path, precomp: Path, tmp_path: Path) -> Path:
+    ask("audit", precomp, "--model", trained, "--out", tmp_path / "audit", "--quiet")
+    return tmp_path / "audit"
+
+
+def test_search_and_review_served_together_lead_to_each_other(served_index: Index, audited: Path) -> None:
+    with serving(served_index.folder, "--audit", audited) as (address, _):
+        assert json.loads(fetched(f"{address}healthz"))["status"] == "ok"
+        assert 'href="/review"' in fetched(address)
+        assert 'href="/"' in fetched(f"{address}review")
+        assert json.loads(fetched(f"{address}review/api/summary"))["progress"]["pairs"] == 80
+        assert json.loads(fetched(f"{address}api/search?q=red"))["results"]
+
+
+def test_a_review_alone_is_the_start_page(audited: Path) -> None:
+    with serving("--audit", audited) as (address, _):
+        start = fetched(address)
+        assert start == fetched(f"{address}review")
+        assert 'href="/"' not in start
 
 
 def test_a_copy_of_the_folder_is_enough(

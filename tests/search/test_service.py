@@ -306,7 +306,7 @@ def test_no_request_fails(served_index: Index) -> None:
                 assert status < 500, case.as_curl_command()
 
             few = settings(
-                max_examples=8, deadline=None, phases=[Phase.generate], derandomize=True, database=None,
+                max_examples=4, deadline=None, phases=[Phase.generate], derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck),
             )  # fmt: skip
             few(given(case=operation.as_strategy(generation_mode=mode))(ask))()

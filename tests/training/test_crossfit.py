@@ -327,7 +327,7 @@ def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monk
     ]
 
 
-@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+@pytest.mark.parametrize("save_seconds", [0.0, pytest.param(1000.0, marks=pytest.mark.slow)])
 def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, monkeypatch, save_seconds):
     def go():
         config = small.small_config(rematching=FOLDED, save_seconds=save_seconds)

@@ -423,6 +423,7 @@ def test_a_taken_folder_is_refused(go, tmp_path, finished):
 def damaged(finished, folder, name, content):
     shutil.copytree(finished.folder, folder)
     (folder / name).write_bytes(content)
+    (folder / "last" / "best.safetensors").unlink(missing_ok=True)  # which would stand in for damaged weights
     return folder
 
 
@@ -435,7 +436,7 @@ def damaged(finished, folder, name, content):
         ("config.json", b'{"format": 1}', "not the configuration of a RUN"),
         ("config.json", b'{"format": 1, "config": {"magic": 1}, "shape": {}}', "unknown key 'magic'"),
         ("config.json", b'{"format": 1, "config": {}, "shape": {}}', "no key 'image_dim'"),
-        ("model.safetensors", b"nonsense", "not the weights"),
+        ("model.safetensors", b"nonsense", "is damaged"),
         ("vocabulary.json", b"{}", "vocabulary.json"),
     ],
 )

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -48,9 +49,19 @@ class ReviewQueue:
     Decisions of other processes show up by themselves: every question first reads what is new in the store.
     """
 
-    def __init__(self, folder: AuditFolder) -> None:
+    def __init__(self, folder: AuditFolder, *, make_store: bool = True) -> None:
+        """Read an audit, and the decisions beside it.
+
+        Args:
+            folder: the audit.
+            make_store: make the store of decisions where there is none; without, the queue is for reading only.
+
+        Raises:
+            InputError: the store cannot be opened or made.
+        """
         self.folder = folder
-        self.store = DecisionStore(folder.folder / STORE)
+        store = folder.folder / STORE
+        self.store = DecisionStore(store if make_store or store.exists() else Path(":memory:"))
         self.row_of = {pair_id: row for row, pair_id in enumerate(folder.pair_ids)}
         self.rank_of = np.empty(len(folder), dtype=np.int64)
         self.rank_of[folder.order] = np.arange(len(folder))

@@ -86,10 +86,14 @@ def _invalid(error: RequestValidationError) -> str:
     return ".".join(map(str, first["loc"])) + f": {first['msg']}"
 
 
-def review_router(folder: Path) -> APIRouter:
+def review_router(folder: Path, *, search: str | None = None) -> APIRouter:
     """The review of one audit folder, to be included in an application.
 
     Images are found by number only: no path ever comes from a request.
+
+    Args:
+        folder: what `l2rm audit` wrote.
+        search: where the same application has a search page, for the link to it.
 
     Raises:
         InputError: no audit in the folder, or decisions that cannot be stored beside it.
@@ -98,13 +102,13 @@ def review_router(folder: Path) -> APIRouter:
     queue = ReviewQueue(AuditFolder.open(folder))
     queue.warm_up()
     view = View(queue)
-    _add_pages(router, queue)
+    _add_pages(router, queue, search)
     _add_reading(router, queue, view)
     _add_deciding(router, queue, view)
     return router
 
 
-def _add_pages(router: APIRouter, queue: ReviewQueue) -> None:
+def _add_pages(router: APIRouter, queue: ReviewQueue, search: str | None) -> None:
     pages = resources.files("l2rm.auditing") / "pages"
     static = {name: (pages / name).read_bytes() for name in _STATIC}
     version = hashlib.sha256(b"".join(static.values())).hexdigest()[:12]
@@ -115,8 +119,9 @@ def _add_pages(router: APIRouter, queue: ReviewQueue) -> None:
 
     @router.get("", response_class=HTMLResponse, include_in_schema=False)
     def page(request: Request) -> Response:
-        base = request.scope.get("root_path", "") + PREFIX
-        html = template.render(base=base, version=version, audit=audit, source=queue.folder.source)
+        root = request.scope.get("root_path", "")
+        known = {"version": version, "audit": audit, "source": queue.folder.source}
+        html = template.render(base=root + PREFIX, search=search and root + search, **known)
         return HTMLResponse(html, headers={"Content-Security-Policy": CONTENT_POLICY})
 
     @router.get("/static/{stamp}/{name}", include_in_schema=False)

@@ -37,7 +37,7 @@ class Decisions(Command):
         from l2rm.auditing.folder import AuditFolder
         from l2rm.auditing.queue import ReviewQueue
 
-        queue = ReviewQueue(AuditFolder.open(self.folder))
+        queue = ReviewQueue(AuditFolder.open(self.folder), make_store=False)
         counts = queue.counts()
         print(
             f"{counts['decided']} of {counts['pairs']} pairs decided: keep {counts['keep']}, rematch "

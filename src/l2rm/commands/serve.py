@@ -2,7 +2,6 @@
 
 import socket
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +63,7 @@ class Serve(Command):
 
     def _app(self) -> "FastAPI":
         try:
+            from l2rm.auditing.review import review_router
             from l2rm.search.service import make_app
         except ImportError as error:
             raise InputError(f"serve: {error}; install the extra: pip install 'l2rm[serve]'") from error
@@ -75,7 +75,7 @@ class Serve(Command):
             index = Index(self.index)
             index.warm_up()
         if self.audit is not None:
-            routers.append(import_module("l2rm.auditing.review").review_router(self.audit))
+            routers.append(review_router(self.audit, search=None if index is None else "/"))
         limits = Limits(upload_bytes=int(self.upload_megabytes * 2**20), seconds=self.timeout, shortlist=self.shortlist)
         review = None if self.audit is None else "/review"
         return make_app(index, limits=limits, hosts=_hosts(self.host), routers=routers, review=review)
