@@ -73,8 +73,12 @@ class Train(Command):
 
     def run(self) -> None:
         from l2rm.sources import TRAIN, DataConfig, EncoderConfig, corrupt, open_training, refuse_other_encoder
+        from l2rm.training.processes import first_goes_first, is_first, join, leave
         from l2rm.training.train import pick_device, train
 
+        device = pick_device(join(self.config.device))
+        first = is_first()
+        telling = first and not self.quiet
         injection = self._injection()
         data = DataConfig(
             source=self.data,
@@ -86,15 +90,17 @@ class Train(Command):
             decisions=self.decisions,
             encoder=EncoderConfig(name=self.encoder, grid=self.grid),
         )
-        found = open_training(data, progress=not self.quiet, device=pick_device(self.config.device))
-        if not self.quiet:
+        with first_goes_first():
+            found = open_training(data, progress=telling, device=device)
+        if telling:
             print(training_summary(found), flush=True)
         if self.resume:
             refuse_other_encoder(self.out, found.facts)
         facts = {"data": found.facts}
-        run = train(
-            found.train, found.dev, self.config, self.out, facts=facts, resume=self.resume, progress=not self.quiet
-        )
+        run = train(found.train, found.dev, self.config, self.out, facts=facts, resume=self.resume, progress=telling)
+        leave()
+        if not first:
+            return
         if injection is not None:
             corrupt(data, **dataclasses.asdict(injection), split=TRAIN, out=self.out / "mismatch.npy")
         best = run.record["best"]

@@ -51,6 +51,10 @@ class Ensemble(RetrievalModel):
     def pairs_stand_alone(self) -> bool:
         return all(member.pairs_stand_alone for member in self.members)
 
+    @property
+    def images_stand_alone(self) -> bool:
+        return all(member.images_stand_alone for member in self.members)
+
     def _split(self, encoded: Encoded) -> list[Encoded]:
         """What each member encoded."""
         wholes = encoded.whole.chunk(len(self.networks), dim=-1)

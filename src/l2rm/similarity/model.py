@@ -98,6 +98,11 @@ class RetrievalModel(nn.Module, ABC):
     def pairs_stand_alone(self) -> bool:
         """Whether a pair's score is the same whatever else is scored with it, in the mode that the model is in."""
 
+    @property
+    def images_stand_alone(self) -> bool:
+        """Whether an image is encoded the same whatever else is encoded with it, in the mode that the model is in."""
+        return True
+
     def forward(self, images: Tensor, captions: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Similarities (N, M) with gradient, in the mode (training or evaluation) that the model is in."""
         return self.score(self.encode_images(images), self.encode_captions(captions, lengths))

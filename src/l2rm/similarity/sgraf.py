@@ -73,6 +73,10 @@ class SimilarityVectors(RetrievalModel):
     def pairs_stand_alone(self) -> bool:
         return True
 
+    @property
+    def images_stand_alone(self) -> bool:
+        return not self.training  # BatchNorm in the images' pool
+
     @abstractmethod
     def summarise(self, nodes: Tensor) -> Tensor:
         """Nodes (N, C, 1 + L, S), the whole pair's first -> the vectors (N, C, S) that the scores are read off."""

@@ -17,6 +17,7 @@ from l2rm.rematching.ranks import RankMixture
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.divide import Division, trusting
+from l2rm.training.processes import share, sum_gradients, unite
 from l2rm.training.settings import TrainConfig
 
 log = logging.getLogger("l2rm")
@@ -158,8 +159,10 @@ def warmed_up(
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.default_rng(seed).integers(2**31)))
-        fresh = build_model(model.config, model.shape).to(device).train()
-        fresh.vocabulary = model.vocabulary
+        own = build_model(model.config, model.shape).to(device)
+        own.vocabulary = model.vocabulary
+        unite(own)
+        fresh = share(own).train()
         optimiser = torch.optim.Adam(fresh.parameters(), lr=config.lr, fused=True)
         for epoch in range(config.warmup_epochs):
             with ahead(batches.batch, shuffled(rows, config.batch_size, seed=(*seed, epoch))) as read:
@@ -168,6 +171,7 @@ def warmed_up(
                     S = fresh(batch.images, batch.captions, batch.lengths)
                     optimiser.zero_grad()
                     symmetric_cross_entropy(S, config.rematching.tau).backward()
+                    sum_gradients(own)
                     nn.utils.clip_grad_norm_(fresh.parameters(), config.clip)
                     optimiser.step()
     return fresh.eval()

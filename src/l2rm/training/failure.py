@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l2rm.data.batches import Batch
+from l2rm.training.processes import is_first
 from l2rm.training.run import write_json
 from l2rm.training.state import generators, set_generators
 
@@ -40,7 +41,8 @@ def undone_if_not_finite(trainer: "Trainer", batches: Sequence[Batch | None]) ->
         ids = list(dict.fromkeys(pair_ids[row] for row in rows))
         epoch, step = trainer.state["epoch"] + 1, trainer.state["step"] + 1
         told = {"epoch": epoch, "step": step, "what": str(error), "pair_ids": ids}
-        write_json(trainer.folder / FILE, told)
+        if is_first():
+            write_json(trainer.folder / FILE, told)
         more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
         raise RuntimeError(
             f"epoch {epoch}, step {step}: {error}; the run is saved as it was before. The step was of pairs "

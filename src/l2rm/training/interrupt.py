@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,13 +18,18 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 class Interruption:
     """Whether a signal has arrived. A second SIGINT is not waited with: it interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, agreed: Callable[[int | None], int | None]) -> None:
         self.signal: int | None = None
+        self._agreed = agreed
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.signal = number
+
+    def asked(self) -> int | None:
+        """The signal that has arrived, at this process or at any other that trains with it."""
+        return self._agreed(self.signal)
 
     def check(self) -> None:
         """Stop here if a signal has arrived.
@@ -32,14 +37,17 @@ class Interruption:
         Raises:
             Interrupted: one has.
         """
-        if self.signal is not None:
-            raise Interrupted(self.signal)
+        if (signal := self.asked()) is not None:
+            raise Interrupted(signal)
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
-    """Catch the two signals inside the block; outside the main thread, where none can be caught, none are."""
-    interruption = Interruption()
+def interruptible(agreed: Callable[[int | None], int | None] = lambda signal: signal) -> Iterator[Interruption]:
+    """Catch the two signals inside the block; outside the main thread, where none can be caught, none are.
+
+    `agreed` tells what several processes make of the signal that this one has had.
+    """
+    interruption = Interruption(agreed)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return

@@ -113,15 +113,21 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
         beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def write_record(folder: Path, config: TrainConfig, shape: DataShape, **facts: Any) -> dict[str, Any]:
-    """Write `config.json`: the configuration, what the data decided, and further facts about the run."""
+def write_record(
+    folder: Path, config: TrainConfig, shape: DataShape, *, write: bool = True, **facts: Any
+) -> dict[str, Any]:
+    """Write `config.json`: the configuration, what the data decided, and further facts about the run.
+
+    Without `write` it is only told what would be written.
+    """
     record = {
         "format": FORMAT,
         "config": dataclasses.asdict(config),
         "shape": dataclasses.asdict(shape),
         **facts,
     }
-    write_json(folder / "config.json", record)
+    if write:
+        write_json(folder / "config.json", record)
     return record
 
 

@@ -22,6 +22,7 @@ from l2rm.files import cache_folder, remove_leftovers, written_whole
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
+from l2rm.training.processes import is_first, join, share, wait
 from l2rm.training.run import COPY, MODEL, Run, load_run, locked, mend_model, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
 from l2rm.training.trainer import Trainer
@@ -48,7 +49,7 @@ class _Job:
 
     def record(self, **more: Any) -> dict[str, Any]:
         """Write `config.json`."""
-        return write_record(self.out, self.config, self.shape, **self.facts, **more)
+        return write_record(self.out, self.config, self.shape, write=is_first(), **self.facts, **more)
 
 
 def train(
@@ -88,8 +89,9 @@ def train(
     out = Path(out)
     check_config(config)
     check_data(pairs, dev, config, vocabulary)
-    device = pick_device(config.device)
+    device = pick_device(join(config.device))
     refuse_taken(out, resume=resume)
+    wait()
     if vocabulary is None and pairs.caption_features is None:
         vocabulary = Vocabulary.build(
             (*pairs.captions, *dev.captions), tokeniser=config.model.tokeniser, min_count=config.model.min_word_count
@@ -179,16 +181,18 @@ def feature_digests(pairs: Pairs) -> list[str | None]:
 
 
 def _train(job: _Job) -> Run:
-    with locked(job.out), _logged(job.out / "log.txt"):
-        remove_leftovers(job.out)
-        if job.resume and (job.out / "config.json").exists():
+    with _owned(job.out):
+        going_on = job.resume and (job.out / "config.json").exists()
+        if going_on:
             record = read_record(job.out)
             check_same_run(job.out, record, job.config, job.facts["fingerprint"], job.facts["features"])
-            mend_model(job.out)
-            if record.get("finished"):
-                log.info("%s: the run is finished, nothing is left to do", job.out)
-                return load_run(job.out, job.device)
-        if job.vocabulary is not None:
+            if is_first():
+                mend_model(job.out)
+        wait()  # nothing is written until every process has looked
+        if going_on and record.get("finished"):
+            log.info("%s: the run is finished, nothing is left to do", job.out)
+            return load_run(job.out, job.device)
+        if job.vocabulary is not None and is_first():
             job.vocabulary.write(job.out / "vocabulary.json")
         job.record(finished=False)
         if job.config.objective == "auto" and job.config.method in CANDIDATES:
@@ -222,8 +226,10 @@ def _read_once(pairs: Pairs, config: TrainConfig) -> Pairs:
 def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
     """`pairs.parquet`: the match probability of every training pair, and the last rematch of each."""
     pairs = trainer.batches.pairs
-    probability = trainer.method.match_probability(best)
-    rematch, share = trainer.method.rematches()
+    probability = trainer.method.match_probability(share(best))
+    if not is_first():
+        return
+    rematch, sure = trainer.method.rematches()
     table = pa.table(
         {
             "pair_id": pairs.pair_ids,
@@ -231,7 +237,7 @@ def _write_pairs(out: Path, trainer: Trainer, best: RetrievalModel) -> None:
             "caption": pairs.captions,
             "match_probability": probability.astype(np.float32),
             "rematch_image": pa.array([pairs.images[image] if image >= 0 else None for image in rematch], pa.string()),
-            "rematch_share": share,
+            "rematch_share": sure,
         }
     )
     with written_whole(out / "pairs.parquet") as beside:
@@ -251,12 +257,28 @@ def _best_candidate(job: _Job) -> Run:
     told = ", ".join(f"{objective} {rsum:.1f}" for objective, rsum in rsums.items())
     log.info("%s: %s is the best on dev (%s)", job.config.method, chosen, told)
     best = runs[chosen]
-    for name in (MODEL, COPY, "metrics.jsonl", "pairs.parquet"):
+    for name in (MODEL, COPY, "metrics.jsonl", "pairs.parquet") if is_first() else ():
         with written_whole(job.out / name) as beside:
             shutil.copyfile(best.folder / name, beside)
     job = dataclasses.replace(job, config=best.config)
     record = job.record(candidates=rsums, best=best.record["best"], finished=True)
     return dataclasses.replace(best, folder=job.out, record=record)
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """The RUN folder is this process's to write, what is logged included; all but the first process keep quiet."""
+    if is_first():
+        with locked(folder), _logged(folder / "log.txt"):
+            remove_leftovers(folder)
+            yield
+        return
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from l2rm.training.failure import undone_if_not_finite
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.methods.method import Method, Step
 from l2rm.training.methods.registry import method_of
+from l2rm.training.processes import agreed, is_first, share, sum_gradients, unite, wait
 from l2rm.training.run import write_lines, write_model
 from l2rm.training.settings import TrainConfig
 from l2rm.training.state import load_state, save_state
@@ -43,7 +44,7 @@ class Trainer:
         device = next(model.parameters()).device
         self.model, self.dev, self.config, self.folder, self.progress = model, dev, config, folder, progress
         self.batches = Batches(pairs, model.vocabulary, device)
-        self.method: Method = method_of(config)(model, self.batches, config)
+        self.method: Method = method_of(config)(share(model), self.batches, config)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         self.state: dict[str, Any] = {
             "epoch": 0,
@@ -69,12 +70,19 @@ class Trainer:
         """
         if resume:
             self._restore()
-        with interruptible() as interruption:
-            while self.state["epoch"] < self.config.epochs:
-                self._train_epoch(interruption)
-                self._end_epoch(interruption)
-                if interruption.signal is not None:
-                    raise Interrupted(interruption.signal)
+        for part in (self.model, *self.method.parts().values()):
+            if isinstance(part, nn.Module):
+                unite(part)
+        try:
+            with interruptible(agreed) as interruption:
+                while self.state["epoch"] < self.config.epochs:
+                    self._train_epoch(interruption)
+                    self._end_epoch(interruption)
+                    interruption.check()
+        except Interrupted:
+            wait()  # for the first process to have saved
+            raise
+        wait()
         best = self.state["best"]
         if best["stage"] == "warm-up" and self.config.rematching_epochs:
             log.warning("the best model on dev is of the warm-up (epoch %d): no later epoch beat it", best["epoch"])
@@ -99,27 +107,27 @@ class Trainer:
         if state["division"] is None:
             self._divide(interruption)
         steps, total = self.method.steps(epoch)
-        self.model.train()
+        self.method.model.train()
         with ahead(self._read, islice(steps, state["step"], None)) as read:
             bar = tqdm(
                 read,
                 initial=state["step"],
                 total=total,
                 desc=f"epoch {epoch + 1}/{self.config.epochs} {self.stage(epoch)}",
-                disable=None if self.progress else True,
+                disable=None if self.progress and is_first() else True,
                 leave=False,
             )
             for batches in bar:
                 with undone_if_not_finite(self, batches):
                     self._learn(epoch, *batches)
                 state["step"] += 1
-                now = time.monotonic()
-                if interruption.signal is not None or now - saved > self.config.save_seconds:
+                now, asked = time.monotonic(), interruption.asked()
+                if asked is not None or now - saved > self.config.save_seconds:
                     state["seconds"] += now - started
                     started = saved = now
                     self.save()
-                if interruption.signal is not None:
-                    raise Interrupted(interruption.signal)
+                if asked is not None:
+                    raise Interrupted(asked)
         state["seconds"] += time.monotonic() - started
 
     def _divide(self, interruption: Interruption) -> None:
@@ -156,6 +164,7 @@ class Trainer:
         taught = self.method.learn(epoch, *batches)
         self.optimiser.zero_grad()
         taught.loss.backward()
+        sum_gradients(self.model)
         for member in self.model.members:
             norm = nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
             if not norm.isfinite():  # before it spoils the model
@@ -179,7 +188,7 @@ class Trainer:
             raise RuntimeError(f"the loss of epoch {epoch + 1} is not finite; train with a smaller learning rate")
         started = time.monotonic()
         try:
-            scores = Stoppable(ModelScores(self.model, self.dev), interruption.check)
+            scores = Stoppable(ModelScores(self.method.model, self.dev), interruption.check)
             dev = evaluate_scores(scores, self.dev.image_of)
         except Interrupted:
             self.save()  # with every step of the epoch done, so that it goes on from here
@@ -195,13 +204,17 @@ class Trainer:
         state["lines"].append(line)
         if state["best"] is None or dev.rsum > state["best"]["rsum"]:
             state["best"] = {"rsum": dev.rsum, "epoch": epoch + 1, "stage": line["stage"]}
-            write_model(self.folder, self.model, copy=True)
+            if is_first():
+                write_model(self.folder, self.model, copy=True)
         state |= {"epoch": epoch + 1, "step": 0, "sums": {}, "division": None, "seconds": 0.0}
-        write_lines(self.folder / "metrics.jsonl", state["lines"])
+        if is_first():
+            write_lines(self.folder / "metrics.jsonl", state["lines"])
         self.save()
 
     def save(self) -> None:
         """Write `last/`."""
+        if not is_first():
+            return
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         save_state(self.folder, {**self.state, "method": self.method.state, **parts})
 
