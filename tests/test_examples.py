@@ -91,7 +91,7 @@ def test_files_that_documents_name_are_there(document: str) -> None:
 
 
 def test_readme_s_tree_is_the_disk_s() -> None:
-    """A line names files or one folder; of a folder with nothing below it in the tree, the line stands for all in it."""
+    """A line names files or one folder; a folder with nothing below it in the tree stands for all in it."""
     tree = re.search(r"```text\nsrc/l2rm/\n(.*?)```", README, re.DOTALL)
     assert tree is not None
     package = ROOT / "src/l2rm"

@@ -33,7 +33,7 @@ from l2rm.training.interrupt import Interrupted
 from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import Run, read_lines, read_record, write_lines
 from l2rm.training.train import train
-from l2rm.workers import children_stopped, one_thread, stop_with_parent
+from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
 
 log = logging.getLogger("l2rm")
 NEEDED = ("train", "dev", "test")
@@ -97,7 +97,9 @@ def run_grid(job: Job, *, workers: int = 1, progress: bool = True) -> None:
         spawn = multiprocessing.get_context("spawn")
         pool_of = ProcessPoolExecutor(workers, mp_context=spawn, initializer=stop_with_parent)
         with one_thread(), pool_of as pool, children_stopped():
-            for done in as_completed([pool.submit(_worker, job, level) for _ in range(workers)]):
+            jobs = [pool.submit(_worker, job, level) for _ in range(workers)]
+            all_watched(pool)
+            for done in as_completed(jobs):
                 stopped, one_failed = done.result()
                 failed += one_failed
                 if stopped:
