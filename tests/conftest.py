@@ -1,5 +1,7 @@
 """What tests of the command line share: tiny data, and a run trained on them once."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +10,9 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)  # `make fuzz`
+
+if threading.current_thread() is threading.main_thread():  # a shell's background jobs are started deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = ("red", "blue", "dog", "cat", "kite", "sea", "tree", "car", "sun", "moon")
 TINY = [

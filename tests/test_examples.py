@@ -83,7 +83,7 @@ def test_commands_that_documents_show_are_commands(document: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_that_documents_name_are_there(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    named = set(re.findall(r"\b((?:src/l2rm|tests|docs|examples|benchmarks)/[\w./]*\w)", text))
+    named = set(re.findall(r"\b((?:src/l2rm|tests|docs|examples|benchmarks)/[\w./-]*\w)", text))
     named |= {f"src/l2rm/{path}" for path in re.findall(r"`((?:\w+/)+\w+\.py)`", text) if path not in named}
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     named |= {str((ROOT / document).parent.joinpath(link).resolve().relative_to(ROOT)) for link in links}

@@ -121,7 +121,7 @@ def test_everything_is_written_resumed_and_kept_from_another_seed(
     first = room.quickstart(out=out, progress=False)
     assert check_contract(out, capsys.readouterr().out) == json.loads(json.dumps(first))
     assert {path.name for path in out.iterdir()} == {
-        "summary.json", "report.html", "audit.parquet", "mismatch.npy", "runs", "index"
+        "summary.json", "report.html", "audit.parquet", "audit.json", "mismatch.npy", "runs", "index"
     }  # fmt: skip
     assert first["detection"]["auroc"] > 0.7
     assert first["oracle"]["rsum"] > 3 * (2 * 100 * (1 + 5 + 10) / 24)

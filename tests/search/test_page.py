@@ -175,10 +175,12 @@ def test_what_is_wrong_is_said(page: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [DESKTOP], ids=["desktop"])
 def test_loading_and_nothing_found(page: Any) -> None:
-    page.route("**/api/search?*", lambda route: (time.sleep(0.5), route.fulfill(json={"results": [], "seconds": 0})))
+    held: list[Any] = []
+    page.route("**/api/search?*", held.append)
     page.get_by_label("Words to look for").fill("red")
     page.keyboard.press("Enter")
     page.locator("#results[aria-busy=true] .waiting").first.wait_for()
+    held[0].fulfill(json={"results": [], "seconds": 0})
     page.get_by_text("Nothing found.").wait_for()
     assert page.locator("#status").inner_text().startswith("0 pictures in ")
 
