@@ -176,7 +176,7 @@ def test_what_is_wrong_is_said(page: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [DESKTOP], ids=["desktop"])
 def test_loading_and_nothing_found(page: Any) -> None:
     held: list[Any] = []
-    page.route("**/api/search?*", held.append)
+    page.route("**/api/search?*", lambda route: held.append(route))
     page.get_by_label("Words to look for").fill("red")
     page.keyboard.press("Enter")
     page.locator("#results[aria-busy=true] .waiting").first.wait_for()
