@@ -92,7 +92,7 @@ def test_a_review_by_keys(visit: Visit, base: str, folder: Path) -> None:
     wait_shown(page, "pair/4")
     expected = {"pair/0": "keep", "pair/1": "picture 1.png", "pair/2": "drop", "pair/3": "caption 10 of a purple thing"}
     wait_saved(page, folder, expected)
-    assert "4 of 60 suspicious pairs decided" in page.inner_text("#progress-text")
+    page.get_by_text("4 of 60 suspicious pairs decided").first.wait_for()  # told a moment after it is saved
     page.keyboard.press("ArrowLeft")
     assert (shown(page), page.inner_text("#verdict")) == ("pair/3", "new caption")
     assert page.get_attribute('[data-partner="caption"]', "aria-pressed") == "true"
