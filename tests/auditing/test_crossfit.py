@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from l2rm.auditing import crossfit
 from l2rm.auditing.crossfit import CrossFittedScores, cross_fit_config, cross_fit_pairs
 from l2rm.auditing.judge import audit_without_model
 from l2rm.data.features import Features
@@ -16,6 +15,7 @@ from l2rm.data.mismatch import inject_mismatches
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.scores import MatrixScores
+from l2rm.training import crossfit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ("red", "blue", "dog", "cat", "kite", "sea", "tree", "car", "sun", "moon", "hat", "bee")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from scipy.optimize import isotonic_regression
 
+from l2rm.auditing.check import check_judging, checked_probability
 from l2rm.auditing.crossfit import CrossFit
 from l2rm.auditing.evidence import Evidence, gather_evidence
 from l2rm.auditing.folder import write_facts
@@ -258,16 +259,10 @@ def audit_scores(
         >>> audit.is_mismatched.nonzero()[0].tolist(), audit.table["rematch_image"][0].as_py()
         ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], '1.jpg')
     """
-    for name, value in (("keep_threshold", keep_threshold), ("rematch_threshold", rematch_threshold)):
-        if not 0 <= value <= 1:
-            raise InputError(f"audit: {name}={value}; give a probability between 0 and 1")
-    if (scores.n_images, scores.n_captions) != (pairs.n_images, len(pairs)):
-        raise InputError(
-            f"audit: scores of {scores.n_images} images × {scores.n_captions} captions for {pairs.source} with "
-            f"{pairs.n_images} images and {len(pairs)} captions; score exactly these pairs"
-        )
+    thresholds = {"keep_threshold": keep_threshold, "rematch_threshold": rematch_threshold}
+    check_judging("audit", scores, pairs, thresholds)
     if match_probability is not None:
-        match_probability = _checked_probability(match_probability, len(pairs))
+        match_probability = checked_probability("audit", match_probability, len(pairs))
     evidence = gather_evidence(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
@@ -320,14 +315,4 @@ def _calibrated(evidence: Evidence, match_probability: np.ndarray) -> np.ndarray
 
 def _probability(mixture: BetaMixture, losses: np.ndarray) -> np.ndarray:
     probability: np.ndarray = mixture.match_probability(torch.from_numpy(losses)).numpy()
-    return probability
-
-
-def _checked_probability(match_probability: np.ndarray, rows: int) -> np.ndarray:
-    probability = np.asarray(match_probability, dtype=np.float64)
-    if probability.shape != (rows,):
-        raise InputError(f"audit: match probabilities of shape {probability.shape} for {rows} pairs; give one a pair")
-    if not ((probability >= 0) & (probability <= 1)).all():  # NaN fails both
-        row = int(np.flatnonzero(~((probability >= 0) & (probability <= 1)))[0])
-        raise InputError(f"audit: match probability of row {row + 1} is {probability[row]}; give one between 0 and 1")
     return probability

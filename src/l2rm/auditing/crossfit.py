@@ -1,11 +1,11 @@
 """Pairs judged by models that never saw them: every fold's images and captions are new to one model, which judges them.
 
 A model that has learned from a wrong pair likes it. So images fall into folds, and for each fold a model learns from
-the pairs of the others alone. It ranks the fold's pairs (`l2rm.training.crossfit.rank_p_values`), all equally new to
-it, and a `RankMixture` over all ranks tells matched from mismatched (cross-fitting: Chernozhukov et al., 2018).
+the pairs of the others alone. It ranks the fold's pairs, all equally new to it, and a `RankMixture` over all ranks
+tells matched from mismatched (`l2rm.training.crossfit`).
 """
 
-import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,13 +25,9 @@ from l2rm.rematching.settings import RematchingConfig
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.scoring import ModelScores
 from l2rm.similarity.settings import ModelConfig
-from l2rm.training.crossfit import rank_p_values, warmed_up
+from l2rm.training.crossfit import cross_fit
 from l2rm.training.settings import TrainConfig
 from l2rm.training.train import data_shape
-
-log = logging.getLogger("l2rm")
-SALT = 104729
-"""Sets the random numbers here apart from those of a training."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,8 +130,7 @@ def cross_fit_pairs(
 ) -> CrossFit:
     """Judge every pair by models that never saw its image, nor the captions that the image is given.
 
-    For `rematching.fold_rounds` rounds, images fall anew into `rematching.folds` folds, and a fresh model is warmed up
-    for each on the pairs of the others; from the second round on, on pairs drawn by their match probability so far.
+    By `l2rm.training.crossfit.cross_fit`; the models of its last round suggest partners, too.
 
     Args:
         pairs: with features of images; captions as words or embeddings.
@@ -157,53 +152,22 @@ def cross_fit_pairs(
             f"({settings.folds} folds of two or more); give a model (--model) or similarities (--similarity)"
         )
     batches, template = _prepared(pairs, config, device)
-    generator = np.random.default_rng((config.seed, SALT))
-    taken = np.ones(len(pairs), dtype=bool)
-    rounds = []
-    steps = iter(
-        track(
-            range(settings.fold_rounds * settings.folds),
-            total=settings.fold_rounds * settings.folds,
-            what="learning to judge",
-            enabled=progress,
-        )
-    )
-    for turn in range(settings.fold_rounds):
-        image_fold = generator.permutation(np.arange(n_groups) % settings.folds)[groups]
-        fold_of = image_fold[pairs.image_of]
-        p_values = torch.zeros(len(pairs), dtype=torch.float64)
-        models: list[Scores] = []
-        for fold in range(settings.folds):
-            next(steps)
-            seed = (config.seed, SALT, turn, fold)
-            rows = np.flatnonzero((fold_of != fold) & taken)
-            if len(rows) < 2:
-                raise RuntimeError(
-                    f"cross-fitting takes {len(rows)} pairs outside of fold {fold + 1} as matched, and has nothing to "
-                    "learn from; the captions may have nothing to do with the images"
-                )
-            fresh = warmed_up(template, batches, rows, config, seed, lambda: None)
-            held_out = pairs.take(rows_of_fold := np.flatnonzero(fold_of == fold))
-            p_values[rows_of_fold] = rank_p_values(
-                ModelScores(fresh, held_out),
-                held_out.image_of,
-                tau=settings.tau,
-                together=settings.evidence == "image",
-                seed=seed,
-            ).double()
-            if turn == settings.fold_rounds - 1:
-                models.append(ModelScores(fresh, pairs))
-        mixture = RankMixture.fit(p_values)
-        rounds.append(mixture.match_probability(p_values).numpy())
-        probability: NDArray[np.float64] = np.stack(rounds).mean(0)
-        taken = generator.random(len(pairs)) < probability
-        log.info("round %d of %d: %.1f %% mismatched", turn + 1, settings.fold_rounds, 100 * mixture.mismatch_ratio)
+    total = settings.fold_rounds * settings.folds
+    steps = iter(track(range(total), total=total, what="learning to judge", enabled=progress))
+    judges: deque[RetrievalModel] = deque(maxlen=settings.folds)
+
+    def judged(judge: RetrievalModel) -> None:
+        judges.append(judge)
+        next(steps)
+
+    division = cross_fit(template, batches, config, groups=groups, judged=judged)
     next(steps, None)
+    models = [ModelScores(judge, pairs) for judge in judges]
     return CrossFit(
-        p_values=p_values.numpy(),
-        mixture=mixture,
-        match_probability=probability,
-        scores=CrossFittedScores(models, image_fold, fold_of),
+        p_values=division.losses.astype(np.float64),
+        mixture=division.mixture,
+        match_probability=division.match_probability.astype(np.float64),
+        scores=CrossFittedScores(models, division.image_fold, division.image_fold[pairs.image_of]),
     )
 
 

@@ -11,7 +11,7 @@ from l2rm.auditing.crossfit import cross_fit_config, cross_fit_pairs
 from l2rm.auditing.near_duplicates import find_near_duplicates
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
-from l2rm.similarity.scoring import EmbeddingScores
+from l2rm.similarity.scoring import FeatureScores
 
 log = logging.getLogger("l2rm")
 TRIED = 2000
@@ -62,7 +62,7 @@ def audit_without_model(
     shared: dict[str, Any] = {"seed": seed, "progress": progress, **options}
     if pairs.caption_features is not None and not head:
         if pairs.caption_features.dim == pairs.features.dim:
-            scores = EmbeddingScores(pairs)
+            scores = FeatureScores(pairs)
             _warn_if_strangers(scores, pairs, seed)
             return audit_scores(scores, pairs, judge="the cosine of its embeddings", **shared)
         log.info(
@@ -81,7 +81,7 @@ def audit_without_model(
     return audit_scores(ranks.scores, pairs, ranks=ranks, copies=copies, judge=judge, **shared)
 
 
-def _warn_if_strangers(scores: EmbeddingScores, pairs: Pairs, seed: int) -> None:
+def _warn_if_strangers(scores: FeatureScores, pairs: Pairs, seed: int) -> None:
     """Embeddings of two spaces may have as many dimensions; then own pairs score no higher than others."""
     generator = np.random.default_rng(seed)
     rows = np.sort(generator.permutation(len(pairs))[:TRIED])

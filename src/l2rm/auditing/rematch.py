@@ -1,6 +1,5 @@
 """Rematch a data set: find the mismatched captions a better image among all images that have room for them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, get_args
@@ -10,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2rm.auditing.audit import audit_scores
+from l2rm.auditing.check import check_judging, checked_probability
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import RematchHits, measure_rematch
@@ -171,15 +171,15 @@ def rematch_scores(
         ({'keep': 30, 'rematch': 10, 'drop': 0}, '1.jpg')
     """
     thresholds = {"keep_threshold": keep_threshold, "rematch_threshold": rematch_threshold}
-    _check(scores, pairs, thresholds, capacity, candidates, share, reg)
-    if level not in get_args(Level):
-        raise InputError(f"rematch: level {level!r} is none; choose image or caption")
+    check_judging("rematch", scores, pairs, thresholds)
+    _check_plan(level, capacity, candidates, share, reg)
     if match_probability is None:
         match_probability = audit_scores(scores, pairs, seed=seed, progress=progress).match_probability
+    probability = checked_probability("rematch", match_probability, len(pairs))
     found = find_partners(
         scores,
         pairs.image_of,
-        (probability := _checked_probability(match_probability, len(pairs))),
+        probability,
         below=keep_threshold,
         capacity=capacity,
         level=level,
@@ -198,23 +198,9 @@ def rematch_scores(
     )
 
 
-def _check(
-    scores: Scores,
-    pairs: Pairs,
-    thresholds: Mapping[str, float],
-    capacity: int | None,
-    candidates: int,
-    share: float | None,
-    reg: float | None,
-) -> None:
-    for name, value in thresholds.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"rematch: {name}={value}; give a probability between 0 and 1")
-    if (scores.n_images, scores.n_captions) != (pairs.n_images, len(pairs)):
-        raise InputError(
-            f"rematch: scores of {scores.n_images} images × {scores.n_captions} captions for {pairs.source} with "
-            f"{pairs.n_images} images and {len(pairs)} captions; score exactly these pairs"
-        )
+def _check_plan(level: str, capacity: int | None, candidates: int, share: float | None, reg: float | None) -> None:
+    if level not in get_args(Level):
+        raise InputError(f"rematch: level {level!r} is none; choose image or caption")
     if capacity is not None and capacity < 1:
         raise InputError(f"rematch: capacity={capacity}; an image has room for at least one caption")
     if candidates < 1:
@@ -223,14 +209,3 @@ def _check(
         raise InputError(f"rematch: share={share}; give a number above 0 and at most 1")
     if reg is not None and not 0 < reg < np.inf:
         raise InputError(f"rematch: reg={reg}; give a positive number, such as 0.05")
-
-
-def _checked_probability(match_probability: NDArray[np.floating], rows: int) -> NDArray[np.float64]:
-    probability = np.asarray(match_probability, dtype=np.float64)
-    if probability.shape != (rows,):
-        raise InputError(f"rematch: match probabilities of shape {probability.shape} for {rows} pairs; give one a pair")
-    wrong = np.flatnonzero(~((probability >= 0) & (probability <= 1)))  # NaN fails both
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(f"rematch: match probability of row {row + 1} is {probability[row]}; give one between 0 and 1")
-    return probability

@@ -25,11 +25,11 @@ from l2rm.evaluation.detection import measure_detection, measure_rematch
 from l2rm.evaluation.evaluate import evaluate, model_scores
 from l2rm.evaluation.scores import checked_block
 from l2rm.provenance import commit
-from l2rm.rematching.partners import find_partners
 from l2rm.similarity.model import RetrievalModel
 from l2rm.sources import EncoderConfig, open_splits, with_features
 from l2rm.training.check import check_same_run
 from l2rm.training.interrupt import Interrupted
+from l2rm.training.methods.l2rm_dataset import partners_of_suspects
 from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import Run, read_lines, read_record, write_lines
 from l2rm.training.train import train
@@ -187,7 +187,7 @@ def mismatched(job: Job, cell: Cell) -> Pairs:
 def rematch_hits(run: Run, pairs: Pairs) -> dict[str, float] | None:
     """How often the true image of a truly mismatched caption is the first, or in the first ten, that a run suggests.
 
-    A run that rematches the whole data set suggests by such a plan (`find_partners`), any other the best-scoring images
+    A run that rematches the whole data set suggests by such a plan, any other the best-scoring images
     of the whole training set, the given one left out. None where no caption is mismatched, and for similarities other
     than cosine, whose scores of whole training sets take hours.
     """
@@ -205,18 +205,10 @@ def rematch_hits(run: Run, pairs: Pairs) -> dict[str, float] | None:
 
 def _by_plan(run: Run, pairs: Pairs) -> NDArray[np.int64]:
     """(rows, 10) what a plan over the data set gives every suspect; −1 for others."""
-    settings, probability = run.config.rematching, run.match_probability(pairs)
+    probability = run.match_probability(pairs)
     assert probability is not None
-    evidence = run.metrics[-1]["division"].get("evidence", settings.evidence)
-    return find_partners(
-        model_scores(run.model, pairs),
-        pairs.image_of,
-        probability,
-        below=settings.matched_above,
-        level="image" if evidence == "image" else "caption",
-        share=1.0,
-        seed=run.config.seed,
-    ).suggested
+    evidence = run.metrics[-1]["division"].get("evidence", run.config.rematching.evidence)
+    return partners_of_suspects(model_scores(run.model, pairs), pairs, probability, run.config, evidence).suggested
 
 
 def _nearest(model: RetrievalModel, pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ class ModelScores:
             return self.model.score(self.encoded_images(images), self.encoded_captions(captions))
 
 
-class EmbeddingScores:
+class FeatureScores:
     """The cosine of embeddings that were made elsewhere, in one space for images and captions, as CLIP's are.
 
     Regions of an image are averaged first. Embeddings of which all fit into `keep` bytes are read once.
@@ -90,7 +90,7 @@ class EmbeddingScores:
         >>> vectors = Features(array=np.eye(2, dtype=np.float32))
         >>> pairs = Pairs(images=("a", "b"), image_of=np.arange(2), captions=("x", "y"), features=vectors,
         ...               caption_features=vectors)
-        >>> EmbeddingScores(pairs).block(np.arange(2), np.arange(2)).tolist()
+        >>> FeatureScores(pairs).block(np.arange(2), np.arange(2)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
 

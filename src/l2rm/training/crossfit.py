@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -31,15 +32,26 @@ SALT = 7919
 """Sets the random numbers of folds apart from those of the run itself."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankDivision(Division):
+    """A division by ranks: `losses` are the p-values of the last round, `mixture` is fitted to them, and `image_fold
+    (images,)` tells the fold of each image then."""
+
+    mixture: RankMixture
+    image_fold: NDArray[np.int64]
+
+
 def cross_fit(
     model: RetrievalModel,
     batches: Batches,
     config: TrainConfig,
     *,
+    groups: NDArray[np.int64] | None = None,
     stop: Callable[[], None] = lambda: None,
     done: Sequence[Tensor] = (),
     finished: Callable[[Tensor], None] = lambda p_values: None,
-) -> Division:
+    judged: Callable[[RetrievalModel], None] = lambda judge: None,
+) -> RankDivision:
     """Divide the pairs by models trained on other images, `fold_rounds` times, and average the match probabilities.
 
     Images fall into `folds` parts at random, anew every round. For each part a fresh model is warmed up on the pairs of
@@ -52,18 +64,25 @@ def cross_fit(
         model: tells what kind of model to train, and how captions are read; it is left as it is.
         batches: all training pairs.
         config: of the run.
+        groups: (images,) numbers from 0 on; images of one number (copies of one picture, say) share a fold.
         stop: called at every step; may raise.
         done: the p-values of folds that an earlier call has finished, in the order of `finished`; they are not
             computed again, and the result is the same.
         finished: told the p-values (held-out rows,) of each fold.
+        judged: given the model of each fold, unless the fold is `done`.
+
+    Raises:
+        RuntimeError: a round takes next to no pairs outside of a fold as matched; nothing is left to learn from.
     """
     pairs, settings = batches.pairs, config.rematching
+    groups = np.arange(pairs.n_images) if groups is None else groups
     known = iter(done)
     generator = np.random.default_rng((config.seed, SALT))
     taken = np.ones(len(pairs), dtype=bool)
     rounds = []
     for turn in range(settings.fold_rounds):
-        fold_of = generator.permutation(np.arange(pairs.n_images) % settings.folds)[pairs.image_of]
+        image_fold = generator.permutation(np.arange(groups.max() + 1) % settings.folds)[groups]
+        fold_of = image_fold[pairs.image_of]
         p_values = torch.zeros(len(pairs))
         for fold in range(settings.folds):
             seed = (config.seed, SALT, turn, fold)
@@ -75,12 +94,14 @@ def cross_fit(
             if len(rows) < 2:
                 raise RuntimeError(
                     f"the cross-fitted division takes {len(rows)} pairs of fold {fold + 1} as matched, so nothing is "
-                    "left to learn from; warm up longer, or set fold_rounds to 1"
+                    "left to learn from; warm up longer, or look whether captions have anything to do with images"
                 )
             fresh = warmed_up(model, batches, rows, config, seed, stop)
+            judged(fresh)
+            unseen = pairs.take(held_out)
             p_values[held_out] = rank_p_values(
-                Stoppable(ModelScores(fresh, pairs.take(held_out)), stop),
-                pairs.take(held_out).image_of,
+                Stoppable(ModelScores(fresh, unseen), stop),
+                unseen.image_of,
                 tau=settings.tau,
                 together=settings.evidence == "image",
                 seed=seed,
@@ -96,8 +117,13 @@ def cross_fit(
             settings.fold_rounds,
             100 * mixture.mismatch_ratio,
         )
-    facts = {"mismatch_ratio": mixture.mismatch_ratio}
-    return Division(losses=p_values.numpy(), match_probability=probability, facts=facts)
+    return RankDivision(
+        losses=p_values.numpy(),
+        match_probability=probability,
+        facts={"mismatch_ratio": mixture.mismatch_ratio},
+        mixture=mixture,
+        image_fold=image_fold,
+    )
 
 
 def recognise_evidence(

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from l2rm.data.batches import Batches
-from l2rm.evaluation.scores import Stoppable
+from l2rm.data.pairs import Pairs
+from l2rm.evaluation.scores import Scores, Stoppable
 from l2rm.rematching.partners import Partners, find_partners
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
@@ -50,22 +51,14 @@ class RematchDataset(Divided):
             return statistics
         assert statistics is not None
         if (epoch - self.config.warmup_epochs) % self.config.rematching.rematch_every == 0:
-            self._rematch(statistics, stop)
+            self._rematch(statistics.get("evidence", self.config.rematching.evidence), stop)
         return statistics | {"plan": self.state["plan"]}
 
-    def _rematch(self, statistics: dict[str, Any], stop: Callable[[], None]) -> None:
+    def _rematch(self, evidence: str, stop: Callable[[], None]) -> None:
         """Find the suspects new partners."""
-        pairs, settings = self.batches.pairs, self.config.rematching
-        evidence = statistics.get("evidence", settings.evidence)
-        found = find_partners(
-            Stoppable(ModelScores(self.model, pairs), stop),
-            pairs.image_of,
-            self.state["match_probability"].numpy(),
-            below=settings.matched_above,
-            level="image" if evidence == "image" else "caption",
-            share=1.0,
-            seed=self.config.seed,
-        )
+        probability = self.state["match_probability"].numpy()
+        scores = Stoppable(ModelScores(self.model, self.batches.pairs), stop)
+        found = partners_of_suspects(scores, self.batches.pairs, probability, self.config, evidence)
         self.state["rematch_image"] = torch.from_numpy(found.suggested[:, 0].copy())
         self.state["rematch_share"] = torch.from_numpy(found.confidence).float()
         self.state["plan"] = self._told(found)
@@ -104,3 +97,26 @@ class RematchDataset(Divided):
 
     def rematches(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return self.state["rematch_image"].numpy(), self.state["rematch_share"].numpy()
+
+
+def partners_of_suspects(
+    scores: Scores, pairs: Pairs, probability: NDArray[np.floating], config: TrainConfig, evidence: str
+) -> Partners:
+    """What the plan of a run gives every suspect: `find_partners`, all of their weight moved.
+
+    Args:
+        scores: of the pairs, by the model so far.
+        pairs: all training pairs.
+        probability: (rows,) match probabilities.
+        config: of the run.
+        evidence: "image" where captions that are given one image are rematched together; else each by itself.
+    """
+    return find_partners(
+        scores,
+        pairs.image_of,
+        probability,
+        below=config.rematching.matched_above,
+        level="image" if evidence == "image" else "caption",
+        share=1.0,
+        seed=config.seed,
+    )
