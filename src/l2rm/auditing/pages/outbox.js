@@ -26,6 +26,7 @@ export async function told(response) {
 export function makeOutbox(handlers) {
   const entries = JSON.parse(sessionStorage.getItem(STORED) ?? "[]");
   let busy = false;
+  let arrivals = [];
 
   function keep() {
     sessionStorage.setItem(STORED, JSON.stringify(entries));
@@ -42,10 +43,17 @@ export function makeOutbox(handlers) {
         continue;
       }
       handlers.waiting(entries.length, failure);
+      tellArrived();
       await new Promise((resolve) => setTimeout(resolve, WAITS[Math.min(tries++, WAITS.length - 1)]));
     }
     busy = false;
     handlers.waiting(0, null);
+    tellArrived();
+  }
+
+  function tellArrived() {
+    for (const arrived of arrivals) arrived();
+    arrivals = [];
   }
 
   // null when the server has answered, whatever it said; else why it has not.
@@ -93,6 +101,8 @@ export function makeOutbox(handlers) {
       keep();
       flush();
     },
+    // Resolved when everything has arrived, or as soon as the server does not answer.
+    arrived: () => (entries.length ? new Promise((resolve) => arrivals.push(resolve)) : Promise.resolve()),
     holds: (row) => entries.some((entry) => entry.body.row === row),
     get size() {
       return entries.length;

@@ -47,7 +47,7 @@ async function start() {
 }
 
 async function restart() {
-  turn += 1;
+  const mine = (turn += 1);
   pairs.length = 0;
   at = 0;
   total = 0;
@@ -56,8 +56,10 @@ async function restart() {
   byId("pair").hidden = true;
   byId("empty").hidden = true;
   byId("loading").hidden = false;
+  await outbox.arrived(); // the server's list must know what was decided a moment ago
+  if (mine !== turn) return;
   await more();
-  render();
+  if (mine === turn) render();
 }
 
 // Load the next page, once at a time.
