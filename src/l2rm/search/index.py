@@ -16,6 +16,7 @@ from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.files import folder_written_whole
 from l2rm.search.approximate import HELD_QUERIES, Approximate, Lists, build
+from l2rm.search.find import Finder
 from l2rm.search.items import Items, image_file
 from l2rm.search.queries import Asked, Hit, Query
 from l2rm.search.rows import KeptRows, VectorRows
@@ -173,28 +174,7 @@ class Index:
         self, queries: Sequence[Query], *, target: Kind = "image", k: int = 10, shortlist: int = SHORTLIST
     ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Like `search`, but only scores and ids of each query's results."""
-        if k < 1:
-            raise InputError(f"k: {k} results are none; ask for at least 1")
-        if target not in KINDS:
-            raise InputError(f"target: {target!r} is neither image nor caption")
-        asked = self._asked(queries)
-        vectors = np.stack([self._towards(one, target) for one in asked])
-        ranked = [self._ranks(one, target) for one in asked]
-        wanted = max(
-            max(shortlist, k) if ranks else k + (one.itself is not None)
-            for one, ranks in zip(asked, ranked, strict=True)
-        )
-        scores, ids = self.items[target].search(vectors, wanted)
-        found = []
-        for one, ranks, its_scores, its_ids in zip(asked, ranked, scores, ids, strict=True):
-            there = its_ids >= 0
-            if one.itself is not None and one.kind == target:
-                there &= its_ids != one.itself
-            kept = its_scores[there], its_ids[there]
-            if ranks and len(kept[1]):
-                kept = self._ranked(one, kept[1], target)
-            found.append((kept[0][:k], kept[1][:k]))
-        return found
+        return self._finder.find(queries, target=target, k=k, shortlist=shortlist)
 
     def find_vectors(
         self, vectors: NDArray[np.float32], *, target: Kind = "image", k: int = 10
@@ -377,7 +357,8 @@ class Index:
             lists = None if facts is None else Lists(self.folder / facts["file"], facts["probes"])
             self.items[kind] = Items(kind, segments, removed, lists, 0 if facts is None else facts["items"])
         centres = self.folder / "centres.npy"
-        self._centres = read_array(centres) if centres.exists() else None
+        kept = read_array(centres) if centres.exists() else None
+        self._finder = Finder(self.items, self.manifest.dim, kept, encoder=lambda: self.encoder)
 
     def _reopen(self) -> None:
         self.manifest = read_manifest(self.folder)
@@ -394,70 +375,6 @@ class Index:
                 f"{self.folder}: was made by {'no model' if mine is None else 'model ' + mine[:12]}, but {told} is "
                 f"{made_by[:12]}; search with the model that made it, or index again"
             )
-
-    def _asked(self, queries: Sequence[Query]) -> list[Asked]:
-        """Queries as vectors; all words are read at once."""
-        texts = [number for number, query in enumerate(queries) if query.text is not None]
-        asked: dict[int, Asked] = {}
-        if texts:
-            encoded = self.encoder.texts([queries[number].text or "" for number in texts])
-            vectors = self.encoder.vectors(encoded, "caption")
-            for row, number in enumerate(texts):
-                one = encoded.take(slice(row, row + 1))
-                asked[number] = Asked(vector=vectors[row], kind="caption", encoded=one)
-        for number, query in enumerate(queries):
-            given = [
-                name for name in ("text", "picture", "image", "caption", "vector") if getattr(query, name) is not None
-            ]
-            if len(given) != 1:
-                raise InputError(f"query: {', '.join(given) or 'nothing'} is given; give one of them")
-            if number not in asked:
-                asked[number] = self._asked_otherwise(query)
-        return [asked[number] for number in range(len(queries))]
-
-    def _asked_otherwise(self, query: Query) -> Asked:
-        if query.picture is not None:
-            encoded = self.encoder.picture(query.picture)
-            return Asked(vector=self.encoder.vectors(encoded, "image")[0], kind="image", encoded=encoded)
-        if query.vector is not None:
-            vector = np.asarray(query.vector, dtype=np.float32)
-            if vector.shape != (self.manifest.dim,) or not np.isfinite(vector).all():
-                raise InputError(f"vector: not {self.manifest.dim} finite numbers, as this index has them")
-            return Asked(vector=vector, kind=None)
-        kind: Kind = "image" if query.image is not None else "caption"
-        number = query.image if query.image is not None else query.caption
-        assert number is not None
-        return Asked(vector=self.items[kind].vector(number), kind=kind, itself=number)
-
-    def _towards(self, one: Asked, target: Kind) -> NDArray[np.float32]:
-        """The vector that finds items of the other kind: without what all queries of its kind have in common."""
-        if self._centres is None or one.kind is None or one.kind == target:
-            return one.vector
-        centred: NDArray[np.float32] = one.vector - self._centres[KINDS.index(one.kind)]
-        return centred
-
-    def _ranks(self, one: Asked, target: Kind) -> bool:
-        """Whether the model scores what vectors have found: between kinds, where vectors only shortlist."""
-        return self._centres is not None and one.kind is not None and one.kind != target
-
-    def _ranked(
-        self, one: Asked, ids: NDArray[np.int64], target: Kind
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The shortlist in the order of the model's scores."""
-        encoded, images = one.encoded, self.items["image"]
-        if target == "image":
-            if encoded is None:
-                encoded = self.encoder.texts([self.items["caption"].value(one.itself or 0, "caption")])
-            scores = self.encoder.rank_images(encoded, images.vectors(ids), images.regions(ids))
-        else:
-            if encoded is None:
-                itself = np.array([one.itself])
-                encoded = self.encoder.kept_images(images.vectors(itself), images.regions(itself))
-            scores = self.encoder.rank_captions(
-                encoded, [self.items["caption"].value(int(number), "caption") for number in ids]
-            )
-        order = np.lexsort((ids, -scores))
-        return scores[order], ids[order]
 
     def _image_id(self, image: "int | str") -> int:
         if isinstance(image, str):
@@ -486,7 +403,7 @@ class Index:
                 continue
             drawn = np.random.default_rng(0).permutation(others.ids)[:HELD_QUERIES]
             asked = (Asked(vector=vector, kind=others.kind) for vector in others.vectors(drawn))
-            queries = np.stack([self._towards(one, kind) for one in asked])
+            queries = np.stack([self._finder.towards(one, kind) for one in asked])
             segment = Segment.open(self.folder / "segments" / self.manifest.segments[0], self.manifest)
             file = self.folder / f"{kind}-{self.manifest.generation}.faiss"
             made: Approximate = build(file, segment.vectors[kind], segment.ids[kind], queries, target=recall)
