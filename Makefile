@@ -38,7 +38,7 @@ lint: install docs ## Check style, types, the order of the rooms, and that the p
 	$(BIN)/lint-imports
 
 docs: install ## Build the pages into build/docs; a broken link or a docstring that cannot be read is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check-slow: lint test release-check ## Everything that takes longer: slow tests, docstrings' examples, a release tried out
 	$(PYTEST) -m slow || [ $$? -eq 5 ]  # 5: there are no slow tests
