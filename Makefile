@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint check-slow fuzz coverage test-core test-lowest release-check mutants clean
+.PHONY: help install quickstart test lint docs check-slow fuzz coverage test-core test-lowest release-check mutants clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make environments; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo 'setting up $(VENV): a minute or two, once'
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,hf,serve,faiss,distributed,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,hf,serve,faiss,distributed,docs,test,dev]'
 	@touch $@
 
 quickstart: install ## Run the main job on real data: table on the terminal, quickstart/report.html
@@ -31,11 +31,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=ci
 test: install ## Run the tests
 	$(PYTEST) -n 2
 
-lint: install ## Check style, types and the order of the rooms
+lint: install docs ## Check style, types, the order of the rooms, and that the pages build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install ## Build the pages into build/docs; a broken link or a docstring that cannot be read is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check-slow: lint test release-check ## Everything that takes longer: slow tests, docstrings' examples, a release tried out
 	$(PYTEST) -m slow || [ $$? -eq 5 ]  # 5: there are no slow tests

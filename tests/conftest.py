@@ -1,14 +1,19 @@
-"""What tests of the command line share: tiny data, and a run trained on them once."""
+"""What tests share: scripts as modules; for the command line, tiny data and a run trained on them once."""
 
+import importlib.util
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+settings.register_profile("patient", deadline=None)  # a busy machine fails nothing
+settings.load_profile("patient")
 settings.register_profile("fuzz", max_examples=5000, deadline=None, print_blob=True)  # `make fuzz`
 
 if threading.current_thread() is threading.main_thread():  # a shell's background jobs are started deaf to Ctrl-C
@@ -41,6 +46,26 @@ def write_precomp(folder: Path, *, images: int = 40, captions: int = 2, regions:
         lines = [" ".join(WORDS[word] for word in row) for row in words for _ in range(captions)]
         (folder / f"{split}_caps.txt").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@cache
+def load_script(path: str) -> ModuleType:
+    """The module of a file that belongs to no package, by its path in the repository; it may import its neighbours."""
+    file = Path(__file__).parents[1] / path
+    specification = importlib.util.spec_from_file_location(file.stem, file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(file.parent))
+        specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """`script("benchmarks/golden_curves.py")`: the module of that file, the same one for all tests."""
+    return load_script
 
 
 @pytest.fixture

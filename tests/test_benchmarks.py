@@ -51,6 +51,7 @@ def test_speed(tmp_path: Path) -> None:
     assert merged[-1] != rows["transport"]
 
 
+@pytest.mark.slow
 def test_serve(tmp_path: Path) -> None:
     pytest.importorskip("uvicorn", reason="the extra serve brings it")
     pytest.importorskip("faiss", reason="the extra faiss brings it")

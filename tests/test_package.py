@@ -1,5 +1,6 @@
 """What `import l2rm` gives, and what it costs."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -49,3 +50,8 @@ def test_type_checkers_see_the_same_names() -> None:
     block = source[source.index("if TYPE_CHECKING:") : source.index("__version__ =")]
     seen = {line.split(" as ")[1] for line in block.splitlines() if " as " in line}
     assert seen == set(l2rm.__all__) - {"__version__"}
+
+
+def test_the_reference_has_every_name_once() -> None:
+    page = (Path(__file__).parents[1] / "docs/api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: l2rm\.(\w+)$", page, re.MULTILINE)) == sorted(set(l2rm.__all__) - {"__version__"})

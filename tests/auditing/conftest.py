@@ -1,8 +1,7 @@
 """A small data set with drawn pictures, whose scores see through most of its mismatches."""
 
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -81,25 +80,14 @@ def fitted(case: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
     return case
 
 
-def _beside(name: str) -> ModuleType:
-    """A module that lies beside this file; tests are no package."""
-    path = Path(__file__).with_name(f"{name}.py")
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def reviewed() -> ModuleType:
+def reviewed(script: Callable[[str], ModuleType]) -> ModuleType:
     """The module `reviewed.py`."""
     pytest.importorskip("fastapi", reason="FastAPI is not installed: pip install -e '.[serve]'")
-    return _beside("reviewed")
+    return script("tests/auditing/reviewed.py")
 
 
 @pytest.fixture(scope="session")
-def browsing() -> ModuleType:
+def browsing(script: Callable[[str], ModuleType]) -> ModuleType:
     """The module `browser.py`."""
-    return _beside("browser")
+    return script("tests/auditing/browser.py")

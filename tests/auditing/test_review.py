@@ -28,7 +28,7 @@ class Client:
     """Asks the review's API as one tab of a browser does."""
 
     def __init__(self, base: str, tab: str = "tab") -> None:
-        self.http = httpx.Client(base_url=base, timeout=20)
+        self.http = httpx.Client(base_url=base, timeout=60)
         self.tab, self.number = tab, 0
 
     def get(self, path: str, **parameters: Any) -> Any:
@@ -233,7 +233,7 @@ def test_what_no_page_of_ours_sends_is_refused(base: str, headers: dict[str, str
     body = json.dumps({"row": 1, "verdict": "keep", "seen": 0, "tab": "t", "request": "r"}).encode()
     head = {"content-length": str(len(body)), **headers}
     host, port = base.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         lines = [f"POST /review/api/decisions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n"]
         lines += [f"{name}: {value}\r\n" for name, value in head.items()]
         connection.sendall("".join(lines).encode() + b"\r\n" + body)
@@ -367,7 +367,7 @@ def test_a_killed_server_forgets_nothing_that_it_answered(folder: Path) -> None:
 
 
 def _wait(client: Client) -> None:
-    for _ in range(300):
+    for _ in range(1200):
         try:
             client.get("summary")
             return

@@ -38,7 +38,7 @@ class Visit:
 
     def __init__(self, browser: Any, **options: Any) -> None:
         self.context = browser.new_context(accept_downloads=True, **options)
-        self.context.set_default_timeout(6_000)
+        self.context.set_default_timeout(30_000)
         self.complaints: list[str] = []
         self.asked: list[str] = []
 
@@ -78,7 +78,7 @@ def saved(folder: Path) -> dict[str, str]:
 
 
 def wait_saved(page: Any, folder: Path, expected: dict[str, str]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while saved(folder) != expected and time.monotonic() < deadline:
         page.wait_for_timeout(30)
     assert saved(folder) == expected

@@ -1,12 +1,10 @@
 """A grid of two short runs: its rows, going on, several commands at once, and what is refused."""
 
 import fcntl
-import importlib.util
 import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,13 +40,9 @@ KEYS += ["seconds", "commit"]
 
 
 @pytest.fixture(scope="session")
-def small():
+def small(script):
     """The module `small_run.py` of the tests of training."""
-    script = Path(__file__).parents[1] / "training" / "small_run.py"
-    specification = importlib.util.spec_from_file_location("small_run_of_benchmark", script)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return script("tests/training/small_run.py")
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ def test_the_next_one_is_worked_on_while_one_is_in_use_and_no_further_one():
     with ahead(work, items()) as results:
         for item, worker in enumerate(results):
             assert worker is not caller
-            assert item == 3 or began[item + 1].wait(timeout=10)
+            assert item == 3 or began[item + 1].wait(timeout=60)
             assert not any(later.is_set() for later in began[item + 2 :])
     assert takers == [caller] * 4
 

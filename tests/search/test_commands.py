@@ -124,7 +124,7 @@ def serving(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]
 
 
 def fetched(address: str) -> str:
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    with urllib.request.urlopen(address, timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -134,7 +134,7 @@ def test_serve_answers_until_it_is_stopped(number: signal.Signals, status: int, 
         assert json.loads(fetched(f"{address}healthz"))["status"] == "ok"
         assert 'href="/review"' not in fetched(address)
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=60)
         assert process.returncode == status, told
         assert "Traceback" not in told
 

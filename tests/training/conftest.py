@@ -1,19 +1,11 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("small_run.py")
-
 
 @pytest.fixture(scope="session")
-def small():
+def small(script):
     """The module `small_run.py`."""
-    specification = importlib.util.spec_from_file_location("small_run", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return script("tests/training/small_run.py")
 
 
 @pytest.fixture(scope="session")

@@ -4,23 +4,19 @@ As a script, of several: what it leaves is compared with what one process leaves
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+import small_run as small
 import torch
 
 from l2rm import cli
 from l2rm.training.interrupt import Interrupted
 from l2rm.training.processes import is_first, leave
 from l2rm.training.trainer import Trainer
-
-specification = importlib.util.spec_from_file_location("small_run", Path(__file__).with_name("small_run.py"))
-small = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(small)
 
 FOLDS = {"scope": "dataset", "folds": 2, "fold_rounds": 1, "take": "weight"}
 SPLIT = {"one_mode": "mixture", "steps": "pairs"}  # suspects even where the losses name none

@@ -1,5 +1,6 @@
 """A separable set of pairs that any method learns in seconds; as a script, a run that waits to be killed."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -60,16 +61,29 @@ def small_config(**changes) -> TrainConfig:
 
 
 def wait_after(steps: int) -> None:
-    """Make training announce itself after so many steps of a run and then go on very slowly."""
-    learn, done = Trainer._learn, 0
+    """Make training announce itself after so many steps of a run, and go on when it has heard a signal."""
+    learn, done, heard = Trainer._learn, 0, False
+
+    def wait() -> None:
+        before = signal.getsignal(signal.SIGINT)
+
+        def hear(*what) -> None:
+            nonlocal heard
+            heard = True
+            before(*what)
+
+        signal.signal(signal.SIGINT, hear)
+        print("now", flush=True)
+        while not heard:
+            time.sleep(0.02)
+        signal.signal(signal.SIGINT, before)
 
     def slow(self, *arguments):
         nonlocal done
         learn(self, *arguments)
         done += 1
-        if done >= steps:
-            print("now", flush=True)
-            time.sleep(0.3)
+        if done == steps:
+            wait()
 
     Trainer._learn = slow
 

@@ -4,33 +4,29 @@ Curves are recorded by `benchmarks/golden_curves.py`, on one machine. On another
 the last digits, and that grows from step to step; over these few steps it stays far below the tolerance.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "golden_curves.py"
 CURVES = json.loads(Path(__file__).with_name("golden_curves.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("golden_curves", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def golden(script):
+    """The module `golden_curves.py`."""
+    return script("benchmarks/golden_curves.py")
 
 
-def test_what_is_recorded_is_what_is_asked(script):
-    assert set(CURVES) == set(script.golden_configs())
+def test_what_is_recorded_is_what_is_asked(golden):
+    assert set(CURVES) == set(golden.golden_configs())
     assert len(CURVES) == 8
 
 
 @pytest.mark.parametrize("name", sorted(CURVES))
-def test_losses_are_as_recorded(script, name, tmp_path, monkeypatch):
+def test_losses_are_as_recorded(golden, name, tmp_path, monkeypatch):
     monkeypatch.setenv("L2RM_CACHE", str(tmp_path))
-    found = script.curve(script.golden_configs()[name])
+    found = golden.curve(golden.golden_configs()[name])
     for epoch, (now, then) in enumerate(zip(found, CURVES[name], strict=True), 1):
         assert now["losses"].keys() == then["losses"].keys()
         for loss, value in then["losses"].items():

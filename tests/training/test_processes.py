@@ -1,6 +1,5 @@
 """Two processes, each with half of every batch, train what one trains."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -24,11 +23,9 @@ pytest.importorskip("accelerate", reason="extra distributed: pip install 'l2rm[d
 
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("several_run", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def several(script):
+    """The module `several_run.py`."""
+    return script("tests/training/several_run.py")
 
 
 def environment(rank, count, port):
@@ -66,7 +63,7 @@ def by_two(out, *names):
     return said
 
 
-QUICK, LONG = ("plain", "warmup", "l2rm", "dataset"), ("ncr", "crcl", "sgr", "saf")
+QUICK, LONG = ("l2rm", "dataset"), ("plain", "warmup", "ncr", "crcl", "sgr", "saf")
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +79,14 @@ def long(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(script, tmp_path_factory):
+def one(several, tmp_path_factory):
     """What one process leaves of a case."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("one")
 
     def run(name):
         if not (out / name).exists():
-            script.run(name, out / name)
+            several.run(name, out / name)
         return out / name
 
     return run
@@ -122,7 +119,7 @@ def test_two_processes_reproduce_one(name, one, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ncr", "crcl", "sgr"])
+@pytest.mark.parametrize("name", ["plain", "warmup", "ncr", "crcl", "sgr"])
 def test_two_processes_reproduce_one_longer(name, one, long):
     assert_reproduced(one(name), long[0] / name)
 
@@ -203,8 +200,8 @@ def torchrun(*arguments):
 
 
 @pytest.mark.slow
-def test_torchrun_trains(script, precomp, tmp_path):
-    running = torchrun("train", precomp, "--out", tmp_path / "run", *script.COMMAND)
+def test_torchrun_trains(several, precomp, tmp_path):
+    running = torchrun("train", precomp, "--out", tmp_path / "run", *several.COMMAND)
     out, error = running.communicate(timeout=200)
     assert running.returncode == 0, error
     assert out.count("next: l2rm evaluate") == 1
@@ -215,12 +212,12 @@ def test_torchrun_trains(script, precomp, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_refuses_stops_and_goes_on(script, precomp, tmp_path):
+def test_torchrun_refuses_stops_and_goes_on(several, precomp, tmp_path):
     run = tmp_path / "run"
-    refused = torchrun("train", precomp, "--out", run, *script.COMMAND, "--device=cuda:1")
+    refused = torchrun("train", precomp, "--out", run, *several.COMMAND, "--device=cuda:1")
     assert "l2rm: error: device: 'cuda:1' cannot be shared" in refused.communicate(timeout=200)[1]
     assert refused.returncode == 1  # torchrun's own, whatever the processes say
-    running = torchrun("train", precomp, "--out", run, *script.COMMAND, "--rematching-epochs=60")
+    running = torchrun("train", precomp, "--out", run, *several.COMMAND, "--rematching-epochs=60")
     while not (run / "metrics.jsonl").exists():
         assert running.poll() is None
         time.sleep(0.05)

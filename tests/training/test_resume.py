@@ -89,7 +89,7 @@ def start(out, steps, save_seconds):
 def test_after_a_kill_in_the_middle_of_a_rematching_epoch(finished, go, tmp_path):
     process = start(tmp_path / "run", steps=40, save_seconds=0)
     os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert process.wait(timeout=120) == -signal.SIGKILL
     process.communicate()
     run = tmp_path / "run"
     assert (run / "lock").exists()
@@ -103,16 +103,18 @@ def test_after_an_interrupt_of_a_process(finished, go, tmp_path):
     with pytest.raises(InputError, match=f"process {process.pid} on .* is training there"):
         go()
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert "stopped by SIGINT" in errors
     assert not (tmp_path / "run" / "lock").exists()
     saved = torch.load(tmp_path / "run" / "last" / "state.pt", weights_only=True)
-    assert (saved["epoch"], 5 <= saved["step"] <= 6) == (1, True)
+    assert (saved["epoch"], saved["step"]) == (1, 5)
     assert_same(go(), finished)
 
 
-@pytest.mark.parametrize("steps", [1, 12, 36, 37, 55])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("steps", "number"),
+    [(1, signal.SIGINT), (12, signal.SIGTERM), (36, signal.SIGINT), (37, signal.SIGTERM), (55, signal.SIGINT)],
+)
 def test_after_an_interrupt_at_any_step(finished, go, monkeypatch, steps, number):
     learn, done = Trainer._learn, 0
 

@@ -54,7 +54,8 @@ class Metrics:
         t2i: a caption looks for its image.
         rsum: the six R@K summed, 0 to 600.
         protocol: `full` or `folds5`.
-        images, captions: how many were ranked (an image without caption is a candidate, and counted here).
+        images: how many were ranked (one without caption is a candidate, and counted here).
+        captions: how many were ranked.
     """
 
     i2t: Recalls
@@ -96,7 +97,8 @@ def evaluate_scores(
         protocol: `full` ranks among everything (COCO 5K). `folds5` cuts the images into five consecutive folds of
             equal size, ranks within each, and averages every metric over the folds (COCO 1K: 5 × 1,000 images).
         progress: tell on standard error how far it is.
-        block_images, block_captions: size of a block; the result does not depend on it.
+        block_images: images a block; the result does not depend on it.
+        block_captions: captions a block, likewise.
 
     Raises:
         InputError: an unknown protocol, images that do not make five folds, captions that do not fit the scores, NaN.

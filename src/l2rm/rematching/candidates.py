@@ -55,7 +55,8 @@ class EmbeddingScores:
     """Cosines of image and caption embeddings, on the device of the embeddings.
 
     Args:
-        images, captions: `(N, D)` and `(M, D)`, arrays or tensors, not zero; computed in float32.
+        images: `(N, D)`, an array or a tensor, no row all zero; computed in float32.
+        captions: `(M, D)`, likewise.
 
     Raises:
         InputError: other shapes, or an embedding that is zero or not finite.

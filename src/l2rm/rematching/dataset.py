@@ -42,7 +42,8 @@ class SparsePlan:
     """What `sparse_transport` found. Cells are ordered by caption, and as they were given within one.
 
     Attributes:
-        captions, images: `(cells,)`; the caption and the image of each candidate cell.
+        captions: `(cells,)`; the caption of each candidate cell.
+        images: `(cells,)`; its image.
         cell_mass: `(cells,)` float64; how much goes from the caption to the image.
         weights: `(n,)`; what each caption can move at most.
         capacities: `(m,)`; what each image can take at most.
@@ -123,8 +124,8 @@ def sparse_transport(
     """Moves `mass` from captions to candidate images at least cost, smoothed by entropy (see the module).
 
     Args:
-        captions, images: `(cells,)`; which caption and image each candidate cell is about. No cell stands twice; what
-            may not be, such as the pair as given, is left out.
+        captions: `(cells,)`; which caption each candidate cell is about.
+        images: `(cells,)`; which image. No cell stands twice; what may not be, such as the pair as given, is left out.
         cost: `(cells,)`; finite. Only differences count.
         weights: `(n,)`; at least 0, usually 1 each.
         capacities: `(m,)`; at least 0. Ones make it one-to-one.
