@@ -192,7 +192,7 @@ def rematch_hits(run: Run, pairs: Pairs) -> dict[str, float] | None:
     than cosine, whose scores of whole training sets take hours.
     """
     truth, true_image_of, model = pairs.is_mismatched, pairs.true_image_of, run.model
-    if truth is None or true_image_of is None or not truth.any() or model.config.similarity != "cosine":
+    if truth is None or true_image_of is None or not truth.any() or model.config.similarity not in ("cosine", "clip"):
         return None
     rows = np.flatnonzero(truth)
     if run.config.method == "l2rm" and run.config.rematching.scope == "dataset":
