@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from l2rm.encoders.pixels import opened
 from l2rm.errors import InputError
+from l2rm.files import folder_written_whole
 
 AT_ONCE = 1000
 """Captions that are handed to a tokenizer at a time."""
@@ -60,8 +61,12 @@ class Reading:
             )
 
     def write(self, folder: Path) -> None:
-        """Write all of it into a folder, which `open` reads."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write all of it as a folder of its own, which `open` reads."""
+        with folder_written_whole(folder) as beside:
+            self.write_into(beside)
+
+    def write_into(self, folder: Path) -> None:
+        """Write its files into a folder that holds others."""
         for part in (self.config, self.processor, self.tokenizer):
             part.save_pretrained(folder)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2rm.encoders.lora import add_adapters, merged
-from l2rm.encoders.pretrained import Reading, empty_towers, load_towers, vectors, weights_checksum
+from l2rm.encoders.pretrained import Reading, empty_towers, load_towers, telling_in_one_line, vectors, weights_checksum
 from l2rm.encoders.towers import l2_normalise
 from l2rm.errors import InputError
 from l2rm.similarity.cosine import Cosine
@@ -87,8 +87,9 @@ class Clip(Cosine):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the fine-tuned model as transformers reads it, adapters added into the weights; no l2rm is needed."""
         whole: Any = merged(self.towers)
-        whole.save_pretrained(folder)
-        self.reading.write(Path(folder))
+        with telling_in_one_line(self.config.encoder):
+            whole.save_pretrained(folder)
+        self.reading.write_into(Path(folder))
 
 
 def _tokens(reading: Reading, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
