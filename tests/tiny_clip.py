@@ -1,12 +1,20 @@
-"""A CLIP or a SigLIP of a few thousand random weights, saved on disk; and pictures in one colour each, with captions."""
+"""A CLIP or a SigLIP of a few thousand random weights, saved on disk; and pictures in two colours, with captions."""
 
+import random
+from itertools import product
 from pathlib import Path
 
 from PIL import Image
 
-WORDS = ("red", "green", "blue", "dog", "cat", "a", "picture", "of", "dark", "light")
-COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
-SHADES = {"dark": 90, "light": 230}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (30, 30, 220),
+    "yellow": (220, 220, 30),
+    "white": (235, 235, 235),
+    "black": (20, 20, 20),
+}
+WORDS = (*COLOURS, "dog", "cat", "a", "picture", "of", "and")
 
 
 def save_model(folder: Path, kind: str, *, seed: int = 0) -> Path:
@@ -46,17 +54,25 @@ def save_model(folder: Path, kind: str, *, seed: int = 0) -> Path:
     return folder
 
 
-def draw(folder: Path, *, train: int = 48, others: int = 12) -> Path:
-    """A table of pictures in one of six colours, two captions each."""
+def draw(folder: Path) -> Path:
+    """A table of pictures, each of one colour on the left and one on the right, with two captions each.
+
+    All 36 kinds are twice in train, and once in dev and in test, never quite in the same shade.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(0)
+    kinds = list(product(COLOURS, COLOURS))
     lines = ["image,caption,split"]
-    kinds = [(shade, colour) for shade in SHADES for colour in COLOURS]
-    for split, count in (("train", train), ("dev", others), ("test", others)):
-        for number in range(count):
-            shade, colour = kinds[number % len(kinds)]
-            light = SHADES[shade] + number // len(kinds)
-            name = f"{split}{number}.png"
-            Image.new("RGB", (20, 30), tuple(light * part for part in COLOURS[colour])).save(folder / name)
-            lines += [f"{name},a {shade} {colour} picture,{split}", f"{name},{shade} {colour},{split}"]
+    for split, times in (("train", 2), ("dev", 1), ("test", 1)):
+        for number, (left, right) in enumerate(kinds * times):
+            picture = Image.new("RGB", (32, 32), _shade(left, chance))
+            picture.paste(_shade(right, chance), (16, 0, 32, 32))
+            picture.save(folder / f"{split}{number}.png")
+            forms = (f"a picture of {left} and {right}", f"{left} {right}")
+            lines += [f"{split}{number}.png,{form},{split}" for form in forms]
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "pairs.csv"
+
+
+def _shade(colour: str, chance: random.Random) -> tuple[int, ...]:
+    return tuple(min(255, max(0, part + chance.randint(-20, 20))) for part in COLOURS[colour])

@@ -1,7 +1,6 @@
 """Pixels that are decoded when they are asked for."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -26,10 +25,10 @@ def reading(tmp_path_factory: pytest.TempPathFactory, tiny_clip: ModuleType) -> 
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Iterator[Pairs]:
+def pairs(tmp_path: Path) -> Pairs:
     for number in range(6):
         Image.new("RGB", (20, 30), (40 * number, 9, 200)).save(tmp_path / f"{number}.jpg")
-    yield Pairs(
+    return Pairs(
         images=tuple(f"{number}.jpg" for number in range(6)),
         image_of=np.arange(6),
         captions=("a dog",) * 6,

@@ -1,6 +1,7 @@
 """Two-tower models of transformers (CLIP, SigLIP and their kin): the networks, and how they read pictures and texts."""
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ class Reading:
             InputError: transformers is not installed, or there is no such model.
         """
         transformers = import_transformers()
+        if not Path(name).is_dir() and "/" not in str(name):
+            raise InputError(f"encoder {name}: no such folder, and no name on the hub, which is OWNER/MODEL")
         with telling_in_one_line(str(name)):
             return cls(
                 name=str(name),
@@ -151,6 +154,15 @@ def empty_towers(reading: Reading) -> nn.Module:
     return _with_two_towers(model, reading.name).float().eval()
 
 
+def recompute_activations(towers: Any) -> None:
+    """Let a backward pass compute activations again instead of keeping them; version 5 calls it by another name."""
+    how = {"use_reentrant": False}  # else inputs without gradient, such as pixels, would keep adapters from theirs
+    if hasattr(towers, "activation_checkpointing_enable"):
+        towers.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        towers.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors: their names, types, shapes and contents."""
     digest = hashlib.sha256()
@@ -185,9 +197,10 @@ def import_transformers() -> Any:
 @contextmanager
 def telling_in_one_line(name: str) -> Iterator[None]:
     """What transformers finds wrong inside the block is an InputError; no warnings and no progress bars of its own."""
-    logs = import_transformers().utils.logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs, hub = import_transformers().utils.logging, logging.getLogger("huggingface_hub")
+    level, bars, hub_level = logs.get_verbosity(), logs.is_progress_bar_enabled(), hub.level
     logs.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
     logs.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -200,6 +213,7 @@ def telling_in_one_line(name: str) -> Iterator[None]:
         ) from error
     finally:
         logs.set_verbosity(level)
+        hub.setLevel(hub_level)
         if bars:
             logs.enable_progress_bar()
 

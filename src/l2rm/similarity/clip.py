@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from l2rm.encoders.lora import add_adapters, merged
-from l2rm.encoders.pretrained import Reading, empty_towers, load_towers, telling_in_one_line, vectors, weights_checksum
+from l2rm.encoders.pretrained import (
+    Reading,
+    empty_towers,
+    load_towers,
+    recompute_activations,
+    telling_in_one_line,
+    vectors,
+    weights_checksum,
+)
 from l2rm.encoders.towers import l2_normalise
 from l2rm.errors import InputError
 from l2rm.similarity.cosine import Cosine
@@ -60,7 +68,7 @@ class Clip(Cosine):
             own.register_load_state_dict_pre_hook(_refuse_another_base)
             own.register_load_state_dict_post_hook(_miss_no_frozen)
         if config.checkpointing:
-            towers.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(towers)
         self.towers = towers
         with torch.no_grad():
             self._dim = self.encode_captions(*_tokens(self.reading, ["a"])).whole.shape[1]
