@@ -73,9 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.exists():
-        remove_leftovers(
-            folder.parent
-        )  # a process that was killed as it replaced the index has left the old one beside
+        remove_leftovers(folder.parent)  # who was killed while replacing the index has left the old one beside
     if not path.is_file():
         raise InputError(f"{folder}: no index (it has no {MANIFEST}); make one with `l2rm index`")
     try:
