@@ -37,7 +37,7 @@ class ModelConfig:
     lora_alpha: float = 32.0
     """What they add is multiplied with lora_alpha / lora_rank."""
     checkpointing: bool = False
-    """Compute activations again in the backward pass (clip): a third slower, in much less memory."""
+    """Compute activations again in the backward pass (clip): slower, in less memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What products are computed in; weights, norms, softmax over regions and scores stay float32. bfloat16: faster
     where the processor or card has it."""
