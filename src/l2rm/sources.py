@@ -35,6 +35,12 @@ class EncoderConfig:
     finetuned: bool = False
     """Images do not become features: the model learns from their pixels, which this one's preprocessing makes."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For `config.json`."""
+        how = {"finetuned": True} if self.finetuned else {"grid": self.grid}
+        return {"name": self.name, **how}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
@@ -165,7 +171,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
         },
         "injection": None if data.injection is None else asdict(data.injection),
         "decisions": decided,
-        "encoder": asdict(data.encoder) if encoded else None,
+        "encoder": data.encoder.facts if encoded else None,
     }
     sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
     return TrainingData(train=train, dev=dev, sizes=sizes, level=level, ratio=ratio, facts=facts)
