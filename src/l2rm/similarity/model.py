@@ -57,7 +57,7 @@ class RetrievalModel(nn.Module, ABC):
     reading: Reading | None = None
     """How pictures are read, by a model that takes pixels; None by one that takes features."""
     at_once: int = 512
-    """Images or captions to be encoded at a time."""
+    """Images or captions to be encoded at a time, at most."""
     worth_keeping: int = 2**27
     """Bytes of encoded images, and of encoded captions, that are kept rather than encoded anew."""
 

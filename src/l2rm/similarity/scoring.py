@@ -40,14 +40,14 @@ class ModelScores:
     @torch.no_grad()
     def __init__(self, model: RetrievalModel, pairs: Pairs, *, keep: int | None = None) -> None:
         self.model = model
-        keep = model.worth_keeping if keep is None else keep
+        keep, at_once = model.worth_keeping if keep is None else keep, min(ENCODE_CHUNK, model.at_once)
         batches = Batches(pairs, model.vocabulary, next(model.parameters()).device)
         with evaluating(model):
             self._images = _Encodings(
-                lambda index: model.encode_images(batches.images(index)), pairs.n_images, keep, model.at_once
+                lambda index: model.encode_images(batches.images(index)), pairs.n_images, keep, at_once
             )
             self._captions = _Encodings(
-                lambda rows: model.encode_captions(*batches.captions(rows)), len(pairs), keep, model.at_once
+                lambda rows: model.encode_captions(*batches.captions(rows)), len(pairs), keep, at_once
             )
 
     @property
@@ -110,8 +110,8 @@ class FeatureScores:
             )
         images.check()
         captions.check()
-        self._images = _Encodings(lambda index: _unit_vectors(images, index), len(images), keep)
-        self._captions = _Encodings(lambda rows: _unit_vectors(captions, rows), len(captions), keep)
+        self._images = _Encodings(lambda index: _unit_vectors(images, index), len(images), keep, ENCODE_CHUNK)
+        self._captions = _Encodings(lambda rows: _unit_vectors(captions, rows), len(captions), keep, ENCODE_CHUNK)
 
     @property
     def n_images(self) -> int:
@@ -136,9 +136,7 @@ def _unit_vectors(features: Features, index: NDArray[np.int64]) -> Encoded:
 class _Encodings:
     """All images, or all captions: encoded from the start, or when asked for where they are more than `keep` bytes."""
 
-    def __init__(
-        self, encode: Callable[[NDArray[np.int64]], Encoded], total: int, keep: int, at_once: int = ENCODE_CHUNK
-    ) -> None:
+    def __init__(self, encode: Callable[[NDArray[np.int64]], Encoded], total: int, keep: int, at_once: int) -> None:
         self._encode, self._total, self._at_once = encode, total, at_once
         self._all = self._encoded(np.arange(total), keep)
         self._last: tuple[NDArray[np.int64], Encoded] | None = None
