@@ -284,3 +284,25 @@ def test_the_commands_use_the_run_like_any_other(
     assert "dev" in said("search", index, "a picture of red and blue", "-k", "72")
     assert main(["train", str(table), "--out", str(run), *options]) == 2
     assert "encoder clip: no such folder, and no name on the hub" in capsys.readouterr().err
+
+
+def test_a_grid_compares_methods_that_fine_tune(
+    base: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base.parent)
+    grid = {
+        "methods": ["plain", "warmup"],
+        "similarities": ["mine"],
+        "ratios": [0.4],
+        "recipe": "clip",
+        "config": {"batch_size": 24, "rematching_epochs": 1, "device": "cpu", "objective": "auto"},
+        "method": {"plain": {"objective": "infonce"}},
+        "similarity": {"mine": {"model": {"encoder": base.name, "lora_rank": 2}}},
+    }
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    arguments = ["benchmark", str(tmp_path / "grid.json"), "--data", str(table), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--quiet"]) == 0
+    assert main([*arguments, "--quiet"]) == 0  # nothing is left to do
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [(row["method"], row["test"]["images"]) for row in rows] == [("plain", 36), ("warmup", 36)]
+    assert all(row["rematch"] is not None for row in rows)
