@@ -1,11 +1,11 @@
 """kill -9 at any moment of a command: what it leaves is whole, and the same command goes on to the same result."""
 
+import importlib.util
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,13 @@ import pytest
 
 from l2rm.cli import main
 from l2rm.encoders.store import FeatureStore
+
+specification = importlib.util.spec_from_file_location("killing", Path(__file__).with_name("killing.py"))
+assert specification is not None
+assert specification.loader is not None
+killing = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(killing)
+dies_at_rename, killed, started = killing.dies_at_rename, killing.killed, killing.started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
@@ -49,24 +56,6 @@ def results(run: Path) -> dict[str, object]:
 def is_clean(run: Path) -> bool:
     """No lock, and nothing half written."""
     return not [path for path in run.rglob("*") if path.name.startswith(".") or path.name == "lock"]
-
-
-def started(arguments: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "l2rm", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
-def killed(process: "subprocess.Popen[str]") -> bool:
-    """Kill it; whether it was still alive."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    return process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -110,28 +99,6 @@ def test_training_that_is_killed_at_twenty_random_moments_in_all(
     assert main(training(precomp, index, method, run)) == 0
     assert results(run) == results(tmp_path / "whole")
     assert is_clean(run)
-
-
-def dies_at_rename(arguments: list[str], number: int, *, before: bool) -> bool:
-    """Run a command in a child that is killed right before or after its `number`th rename; whether it came to that."""
-    child = os.fork()
-    if child == 0:
-        replace, done = os.replace, 0
-
-        def last(source: object, target: object) -> None:
-            nonlocal done
-            done += 1
-            if done == number and before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target)  # type: ignore[arg-type]
-            if done == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = last
-        os._exit(main(arguments))
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
 
 
 @pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.slow)])

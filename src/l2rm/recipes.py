@@ -78,12 +78,49 @@ def dual() -> TrainConfig:
     )
 
 
+def clip() -> TrainConfig:
+    """A whole CLIP or SigLIP (`--model.encoder`), fine-tuned by low-rank adapters on image files and captions.
+
+    `tau` is the temperature that CLIP learned. Every method has the same schedule. l2rm divides once, by two models
+    that start from the pretrained one, and rematches the whole data set.
+    """
+    return TrainConfig(
+        warmup_epochs=1,
+        rematching_epochs=4,
+        decay_every=2,
+        lr=2e-4,
+        lr_rise_steps=50,
+        clip=1.0,
+        batch_size=128,
+        model=ModelConfig(similarity="clip", finetune="lora"),
+        rematching=RematchingConfig(
+            tau=0.01,
+            matched_objective="infonce",
+            steps="pairs",
+            take="weight",
+            folds=2,
+            fold_rounds=1,
+            evidence="auto",
+            scope="dataset",
+            rematch_weight=0.5,
+        ),
+    )
+
+
+def clip_full() -> TrainConfig:
+    """As `clip`, but all weights learn: a twentieth of the learning rate, and weight decay."""
+    start = clip()
+    return replace(start, lr=1e-5, weight_decay=0.1, lr_rise_steps=200, model=replace(start.model, finetune="full"))
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "f30k": f30k,
     "coco": coco,
     "cc152k": cc152k,
     "quickstart": quickstart,
     "dual": dual,
+    "clip": clip,
+    "clip-full": clip_full,
 }
 
 

@@ -20,6 +20,8 @@ from l2rm.training.settings import TrainConfig
 if TYPE_CHECKING:
     import torch
 
+    from l2rm.similarity.model import RetrievalModel
+
 TRAIN, DEV = "train", "dev"
 
 
@@ -30,6 +32,14 @@ class EncoderConfig:
     name: str = "efficientnet-lite0"
     grid: int = 6
     """Cells along each side of an image."""
+    finetuned: bool = False
+    """Images do not become features: the model learns from their pixels, which this one's preprocessing makes."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For `config.json`."""
+        how = {"finetuned": True} if self.finetuned else {"grid": self.grid}
+        return {"name": self.name, **how}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +115,23 @@ def with_features(
     skip_bad: bool = False,
     progress: bool = True,
     device: "torch.device | str" = "cpu",
+    model: "RetrievalModel | None" = None,
 ) -> Pairs:
     """The pairs with features: their own where they have any, else the encoder's (cached).
+
+    For a `model` that takes pixels it is their pictures instead.
 
     Raises:
         InputError: an image that does not decode (without `skip_bad`), no such encoder.
     """
     if pairs.features is not None:
         return pairs
+    if encoder.finetuned or (model is not None and model.reading is not None):
+        from l2rm.encoders.pictures import pictured
+        from l2rm.encoders.pretrained import Reading
+
+        reading = Reading.open(encoder.name) if model is None or model.reading is None else model.reading
+        return pictured(pairs, reading, skip_bad=skip_bad, progress=progress)
     from l2rm.encoders.image import encode
 
     return encode(pairs, encoder=encoder.name, grid=encoder.grid, skip_bad=skip_bad, progress=progress, device=device)
@@ -152,7 +171,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
         },
         "injection": None if data.injection is None else asdict(data.injection),
         "decisions": decided,
-        "encoder": asdict(data.encoder) if encoded else None,
+        "encoder": data.encoder.facts if encoded else None,
     }
     sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
     return TrainingData(train=train, dev=dev, sizes=sizes, level=level, ratio=ratio, facts=facts)
@@ -298,7 +317,7 @@ def refuse_other_encoder(folder: Path, facts: dict[str, Any]) -> None:
     if not (folder / "config.json").exists():
         return
     was, now = (one.get("encoder") for one in (read_record(folder).get("data", facts), facts))
-    if was != now:
+    if (was is None) != (now is None) or EncoderConfig(**(was or {})) != EncoderConfig(**(now or {})):
         raise InputError(f"{folder}: encoder was {was} and is now {now}; resume a run as it was started")
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from l2rm import cli
 from l2rm.errors import InputError
 from l2rm.training import processes
 from l2rm.training.run import read_lines, read_weights
@@ -189,7 +190,17 @@ def test_several_processes_need_accelerate_and_a_device_each(monkeypatch):
 
 def torchrun(*arguments):
     """`torchrun --nproc-per-node 2 -m l2rm …`."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "l2rm"]
+    return launched("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "l2rm", *arguments)
+
+
+def accelerate(*arguments):
+    """`accelerate launch --multi_gpu --num_processes 2 -m l2rm …`; without --multi_gpu it starts one on processors."""
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    return launched(*launch, "-m", "l2rm", *arguments)
+
+
+def launched(*arguments):
+    launcher = [sys.executable, "-m"]
     return subprocess.Popen(
         [*launcher, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -232,3 +243,40 @@ def test_torchrun_refuses_stops_and_goes_on(several, precomp, tmp_path):
     _, error = running.communicate(timeout=300)
     assert running.returncode == 0, error
     assert len(read_lines(run / "metrics.jsonl")) == 61
+
+
+def losses(run):
+    return [line["losses"] for line in read_lines(run / "metrics.jsonl")]
+
+
+def assert_two_by_accelerate_are_one(out, arguments):
+    """Trained by two that `accelerate launch` has started, and by this process."""
+    running = accelerate("train", *arguments, "--out", out / "two")
+    told, error = running.communicate(timeout=300)
+    assert running.returncode == 0, error
+    assert told.count("next: l2rm evaluate") == 1
+    assert cli.main(["train", *map(str, arguments), "--out", str(out / "one")]) == 0
+    for one, two in zip(losses(out / "one"), losses(out / "two"), strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    np.testing.assert_allclose(split(out / "two"), split(out / "one"), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_that_train_what_one_does(script, precomp, tmp_path):
+    refused = accelerate("train", precomp, "--out", tmp_path / "run", *script.COMMAND, "--device=cuda:1")
+    assert refused.communicate(timeout=200)[1].count("l2rm: error: device: 'cuda:1' cannot be shared") == 2
+    assert refused.returncode == 1
+    assert_two_by_accelerate_are_one(tmp_path, [precomp, *script.COMMAND, "--model.dropout=0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_two_processes_fine_tune_as_one_does(finetune, tiny_clip, tmp_path, monkeypatch):
+    pytest.importorskip("peft", reason="the extra finetune (peft) is not installed")
+    monkeypatch.setenv("L2RM_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+    base, table = tiny_clip.save_model(tmp_path / "base", "clip"), tiny_clip.draw(tmp_path / "data")
+    folds = ["--rematching.fold-rounds=1", "--rematching.evidence=pair", "--rematching.tau=0.1"]
+    options = ["--ratio=0.2", "--level=image", "--device=cpu", "--batch-size=15", "--warmup-epochs=2", "--lr=0.001"]
+    model = ["--recipe=clip", f"--model.encoder={base}", f"--model.finetune={finetune}"]
+    assert_two_by_accelerate_are_one(tmp_path, [table, *model, *options, *folds])

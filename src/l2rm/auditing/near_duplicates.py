@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
+from l2rm.encoders.pictures import Pictures
 from l2rm.encoders.pixels import UndecodableImageError, opened
 from l2rm.progress import track
 
@@ -68,10 +69,11 @@ def find_near_duplicates(pairs: Pairs, *, progress: bool = False) -> NearDuplica
     if pairs.features is None and pairs.image_root is None:
         return None
     n, has_files = pairs.n_images, pairs.image_root is not None
+    features = None if isinstance(pairs.features, Pictures) else pairs.features
     edges = _same_files(pairs) if has_files else []
     score = np.ones(n)
-    if n <= MOST and pairs.features is not None:
-        vectors = _of_features(pairs.features)
+    if n <= MOST and features is not None:
+        vectors = _of_features(features)
         nearest = _nearest(vectors, n, progress)
         typical = float(np.median(nearest))
         alike = np.flatnonzero(nearest <= (ALIKE if has_files else NEAR) * typical)

@@ -27,12 +27,12 @@ from l2rm.evaluation.scores import checked_block
 from l2rm.provenance import commit
 from l2rm.similarity.model import RetrievalModel
 from l2rm.sources import EncoderConfig, open_splits, with_features
-from l2rm.training.check import check_same_run
+from l2rm.training.check import check_config, check_same_run
 from l2rm.training.interrupt import Interrupted
 from l2rm.training.methods.l2rm_dataset import partners_of_suspects
 from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import Run, read_lines, read_record, write_lines
-from l2rm.training.train import train
+from l2rm.training.train import rooted, train
 from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
 
 log = logging.getLogger("l2rm")
@@ -142,7 +142,7 @@ def _work(job: Job, progress: bool) -> list[str]:
 
 def _measured(job: Job, cell: Cell, progress: bool) -> dict[str, Any]:
     """Train one run, or go on with it, then look at the test split once."""
-    splits = _splits(job)
+    splits = _splits(job, cell)
     pairs = mismatched(job, cell)
     run = train(pairs, splits["dev"], job.grid.train_config(cell), job.folder(cell), resume=True, progress=progress)
     probability = run.match_probability(pairs) if METHODS[run.config.method].divides else None
@@ -168,7 +168,7 @@ def mismatched(job: Job, cell: Cell) -> Pairs:
     Raises:
         InputError: an index file that is missing or does not fit; or one that holds another ratio or level.
     """
-    pairs = _splits(job)["train"]
+    pairs = _splits(job, cell)["train"]
     if cell.level == "none":
         return pairs if pairs.true_image_of is not None else replace(pairs, true_image_of=pairs.image_of)
     index = job.grid.index_file(cell, job.source)
@@ -188,11 +188,11 @@ def rematch_hits(run: Run, pairs: Pairs) -> dict[str, float] | None:
     """How often the true image of a truly mismatched caption is the first, or in the first ten, that a run suggests.
 
     A run that rematches the whole data set suggests by such a plan, any other the best-scoring images
-    of the whole training set, the given one left out. None where no caption is mismatched, and for similarities other
-    than cosine, whose scores of whole training sets take hours.
+    of the whole training set, the given one left out. None where no caption is mismatched, and for SGR and SAF, whose
+    scores of whole training sets take hours.
     """
     truth, true_image_of, model = pairs.is_mismatched, pairs.true_image_of, run.model
-    if truth is None or true_image_of is None or not truth.any() or model.config.similarity != "cosine":
+    if truth is None or true_image_of is None or not truth.any() or model.config.similarity not in ("cosine", "clip"):
         return None
     rows = np.flatnonzero(truth)
     if run.config.method == "l2rm" and run.config.rematching.scope == "dataset":
@@ -226,8 +226,14 @@ def _seconds(run: Run) -> float:
     return float(sum(line["seconds"]["train"] + line["seconds"]["dev"] for line in run.metrics))
 
 
-def _splits(job: Job) -> dict[str, Pairs]:
-    return _read(job.source, job.image_root, job.encoder)
+def _splits(job: Job, cell: Cell) -> dict[str, Pairs]:
+    """DATA with features, or with pixels for a model that is fine-tuned from them."""
+    config = job.grid.train_config(cell)
+    encoder = job.encoder
+    if config.model.similarity == "clip":
+        check_config(config)
+        encoder = EncoderConfig(name=rooted(config).model.encoder, finetuned=True)
+    return _read(job.source, job.image_root, encoder)
 
 
 @lru_cache(maxsize=1)
@@ -253,7 +259,7 @@ def _check_begun(job: Job) -> None:
         folder = job.folder(cell)
         if (folder / "config.json").is_file():
             record = read_record(folder)
-            check_same_run(folder, record, job.grid.train_config(cell), record.get("fingerprint", ""))
+            check_same_run(folder, record, rooted(job.grid.train_config(cell)), record.get("fingerprint", ""))
 
 
 @contextmanager

@@ -103,7 +103,12 @@ class Audit(Command):
         run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
-            open_rows(data, self.split), data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
+            open_rows(data, self.split),
+            data.encoder,
+            skip_bad=data.skip_bad,
+            progress=not self.quiet,
+            device=device,
+            model=run.model,
         )
         return audit(
             pairs, run.model, match_probability=run.match_probability(pairs), judge=f"the model {self.model}", **options

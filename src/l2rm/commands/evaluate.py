@@ -58,7 +58,9 @@ class Evaluate(Command):
         data = data_for(self.runs, DataConfig(source=self.data, image_root=self.image_root, skip_bad=self.skip_bad))
         pairs = open_split(data, self.split)
         progress = not self.quiet
-        pairs = with_features(pairs, data.encoder, skip_bad=data.skip_bad, progress=progress, device=device)
+        pairs = with_features(
+            pairs, data.encoder, skip_bad=data.skip_bad, progress=progress, device=device, model=runs[0].model
+        )
         protocols = usual_protocols(pairs.n_images) if self.protocol is None else (self.protocol,)
         if self.shortlist is None:
             tables = evaluate_each([run.model for run in runs], pairs, protocols=protocols, progress=progress)

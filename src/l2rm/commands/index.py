@@ -128,7 +128,10 @@ class Index(Command):
         encoded = run is not None or (index is not None and index.manifest.fingerprint is not None)
         if encoded:
             device = pick_device(self.device)
-            pairs = with_features(pairs, data.encoder, skip_bad=self.skip_bad, progress=not self.quiet, device=device)
+            model = run.model if run is not None else None if index is None else index.encoder.model
+            pairs = with_features(
+                pairs, data.encoder, skip_bad=self.skip_bad, progress=not self.quiet, device=device, model=model
+            )
         return pairs, data
 
 

@@ -132,7 +132,12 @@ class Rematch(Command):
         run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
-            open_rows(data, self.split), data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
+            open_rows(data, self.split),
+            data.encoder,
+            skip_bad=data.skip_bad,
+            progress=not self.quiet,
+            device=device,
+            model=run.model,
         )
         rematching = run.config.rematching
         divided = "image" if rematching.folds and rematching.evidence == "image" else "caption"

@@ -16,7 +16,7 @@ from l2rm.summaries import training_summary
 from l2rm.training.settings import TrainConfig
 
 if TYPE_CHECKING:
-    from l2rm.sources import Injection
+    from l2rm.sources import EncoderConfig, Injection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,14 @@ class Train(Command):
       l2rm train f30k_precomp --mismatch image_40.npy --recipe f30k --paper --out runs/f30k-40
       l2rm train f30k_precomp --ratio 0.4 --level image --recipe f30k --out runs/f30k-40
       l2rm train pairs.csv --decisions audit/decisions.sqlite --recipe quickstart --out runs/reviewed
+      l2rm train pairs.csv --recipe clip --model.encoder openai/clip-vit-base-patch32 --out runs/clip
       l2rm train f30k_precomp --out runs/f30k-40 --resume
     """
 
     data: Data
     out: Annotated[Path, arg(metavar="RUN")]
     """Folder of the run: new, or an unfinished run with --resume."""
-    recipe: Literal["f30k", "coco", "cc152k", "quickstart", "dual"] | None = None
+    recipe: Literal["f30k", "coco", "cc152k", "quickstart", "dual", "clip", "clip-full"] | None = None
     """Named settings; explicit options override them."""
     paper: Flag = False
     """Every choice as it was published, where a default improves on it. Without --mismatch or --ratio that is no mask
@@ -68,11 +69,15 @@ class Train(Command):
         return (
             f"train anew with a lower --batch-size (it is {self.config.batch_size})"
             + (f", a lower --rematching.queue-size ({queue})" if queue else "")
-            + " or a lower --model.embed-dim"
+            + (
+                " or --model.checkpointing"
+                if self.config.model.similarity == "clip"
+                else " or a lower --model.embed-dim"
+            )
         )
 
     def run(self) -> None:
-        from l2rm.sources import TRAIN, DataConfig, EncoderConfig, corrupt, open_training, refuse_other_encoder
+        from l2rm.sources import TRAIN, DataConfig, corrupt, open_training, refuse_other_encoder
         from l2rm.training.processes import first_goes_first, is_first, join, leave
         from l2rm.training.train import pick_device, train
 
@@ -88,7 +93,7 @@ class Train(Command):
             mismatch=self.mismatch,
             injection=injection,
             decisions=self.decisions,
-            encoder=EncoderConfig(name=self.encoder, grid=self.grid),
+            encoder=self._encoder(),
         )
         with first_goes_first():
             found = open_training(data, progress=telling, device=device)
@@ -106,6 +111,18 @@ class Train(Command):
         best = run.record["best"]
         print(f"dev rSum {best['rsum']:.1f} at epoch {best['epoch']} of {run.config.epochs} ({best['stage']})")
         print(f"the run is in {self.out}; next: l2rm evaluate {self.out} --data {self.data}")
+
+    def _encoder(self) -> "EncoderConfig":
+        """What makes features of images; a model that is fine-tuned takes their pixels."""
+        from l2rm.sources import EncoderConfig
+
+        if self.config.model.similarity != "clip":
+            return EncoderConfig(name=self.encoder, grid=self.grid)
+        from l2rm.training.check import check_config
+        from l2rm.training.train import rooted
+
+        check_config(self.config)
+        return EncoderConfig(name=rooted(self.config).model.encoder, finetuned=True)
 
     def _injection(self) -> "Injection | None":
         """The mismatches that --ratio and --level ask for."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.data.pairs import Pairs
-from l2rm.data.vocabulary import PAD, Vocabulary
+from l2rm.data.vocabulary import PAD, Tokens
 from l2rm.errors import InputError
 
 Item = TypeVar("Item")
@@ -48,7 +48,7 @@ class Batches:
         InputError: the pairs have no features, or captions as words but no vocabulary.
     """
 
-    def __init__(self, pairs: Pairs, vocabulary: Vocabulary | None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, pairs: Pairs, vocabulary: Tokens | None, device: torch.device | str = "cpu") -> None:
         if pairs.features is None:
             raise InputError(f"{pairs.source}: no image features; make them with l2rm.encode(pairs)")
         if pairs.caption_features is None and vocabulary is None:
@@ -58,7 +58,7 @@ class Batches:
         self._features = pairs.features
         self._tokens = None
         if pairs.caption_features is None and vocabulary is not None:
-            self._tokens = _Ragged(vocabulary.encode(caption) for caption in pairs.captions)
+            self._tokens = _Ragged(vocabulary.encode_all(pairs.captions))
 
     def __len__(self) -> int:
         return len(self.pairs)

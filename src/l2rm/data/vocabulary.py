@@ -7,15 +7,26 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from l2rm.data.tables import is_broken, read_text
 from l2rm.errors import InputError
 from l2rm.files import written_whole
+
+
+class Tokens(Protocol):
+    """What reads captions as token ids."""
+
+    def encode(self, caption: str) -> list[int]:
+        """The ids of a caption."""
+
+    def encode_all(self, captions: Sequence[str]) -> Iterable[list[int]]:
+        """The ids of each of many captions."""
+
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNKNOWN = range(4)
@@ -96,6 +107,10 @@ class Vocabulary:
     def encode(self, caption: str) -> list[int]:
         """Ids of `<start>`, the caption's words, `<end>`; an unknown word is `<unk>`."""
         return [START, *(self._ids.get(word, UNKNOWN) for word in self.tokenise(caption)), END]
+
+    def encode_all(self, captions: Sequence[str]) -> Iterable[list[int]]:
+        """The ids of each of many captions."""
+        return map(self.encode, captions)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -33,6 +33,7 @@ def fill(
     stop_at_bad: bool,
     progress: bool,
     batch: int = BATCH,
+    what: str = "encoding images",
 ) -> dict[bytes, str]:
     """Encode files and store them under their stamps; which do not decode, and why (one at most with `stop_at_bad`).
 
@@ -44,12 +45,13 @@ def fill(
         stop_at_bad: stop at the first file that does not decode.
         progress: tell on standard error how far it has come.
         batch: files at a time.
+        what: what is told to be going on.
     """
     bad: dict[bytes, str] = {}
     stamps: list[bytes] = []
     entries: list[NDArray[np.float16]] = []
     with closing(_encoded(files, read, embed, batch)) as results:
-        for key, result in track(results, total=len(files), what="encoding images", enabled=progress):
+        for key, result in track(results, total=len(files), what=what, enabled=progress):
             if isinstance(result, str):
                 bad[key] = result
                 if stop_at_bad:

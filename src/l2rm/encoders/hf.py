@@ -1,9 +1,7 @@
 """Two-tower models of transformers (CLIP, SigLIP and their kin), frozen: images and captions to one space."""
 
 import hashlib
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from l2rm.data.pairs import Pairs
 from l2rm.encoders.filling import BATCH, Embed, Read
 from l2rm.encoders.image import encode_files
-from l2rm.encoders.pixels import opened
+from l2rm.encoders.pretrained import Reading, load_towers, vectors
 from l2rm.encoders.store import FeatureStore
-from l2rm.errors import InputError
 from l2rm.files import cache_folder
 from l2rm.progress import track
 
@@ -84,31 +82,10 @@ class TwoTowers:
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        transformers = _transformers()
         self.name, self.device = name, torch.device(device)
-        with _quietly(transformers):
-            try:
-                self._model = transformers.AutoModel.from_pretrained(name, use_safetensors=True)
-                self._processor = transformers.AutoImageProcessor.from_pretrained(name, **_processor_options())
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            except (OSError, ValueError, KeyError, ImportError) as error:
-                raise InputError(
-                    f"encoder {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, "
-                    "with its tokenizer and image processor, or the name of a model on the hub that can be reached"
-                ) from error
-        if not (hasattr(self._model, "get_image_features") and hasattr(self._model, "get_text_features")):
-            raise InputError(
-                f"encoder {name}: is a {type(self._model).__name__}, without towers for images and for texts; give "
-                "CLIP, SigLIP or a model of their kind"
-            )
-        self._model = self._model.eval().requires_grad_(False).to(self.device)
-        config = self._model.config
-        self.size = max(int(side) for side in dict(self._processor.size).values())
-        text = config.text_config
-        self._longest = int(text.max_position_embeddings)
-        # SigLIP learned with every text filled up to the full length, and no mask: it must be asked in the same way.
-        self._padding = "max_length" if config.model_type.startswith("siglip") else True
-        self.identity = _identity(name, config)
+        self._model: Any = load_towers(name).requires_grad_(False).to(self.device)
+        self._reading = Reading.open(name)
+        self.identity = _identity(name, self._model.config)
         self.dim = int(self.texts(["a"]).shape[1])
 
     def pixels(self, path: Path) -> NDArray[np.float32]:
@@ -117,25 +94,19 @@ class TwoTowers:
         Raises:
             UndecodableImageError: it does not decode.
         """
-        picture = opened(path, self.size)
-        ready: NDArray[np.float32] = self._processor(images=picture, return_tensors="np")["pixel_values"][0]
-        return ready
+        return self._reading.pixels(path)
 
     @torch.inference_mode()
     def images(self, pixels: NDArray[Any]) -> torch.Tensor:
         """(B, 3, H, W) to unit vectors (B, D) float32 on the CPU."""
-        found = self._model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self.device))
-        return _unit(found)
+        return _unit(self._model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self.device)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts to unit vectors (B, D) float32 on the CPU; what is beyond the model's longest text is not read."""
-        read = self._tokenizer(
-            list(texts), padding=self._padding, truncation=True, max_length=self._longest, return_tensors="pt"
-        )
-        known = {name: read[name].to(self.device) for name in ("input_ids", "attention_mask") if name in read}
-        if self._padding == "max_length":
-            known.pop("attention_mask", None)
+        ids = [torch.tensor(one) for one in self._reading.encode_all(texts)]
+        tokens = pad_sequence(ids, batch_first=True).to(self.device)
+        known = self._reading.text_inputs(tokens, torch.tensor([len(one) for one in ids]))
         return _unit(self._model.get_text_features(**known))
 
 
@@ -174,44 +145,4 @@ def _identity(name: str, config: Any) -> str:
 
 
 def _unit(found: Any) -> torch.Tensor:
-    vectors = found if isinstance(found, torch.Tensor) else found.pooler_output
-    return normalize(vectors.float(), dim=-1).cpu()
-
-
-def _brief(error: Exception) -> str:
-    """The first sentence of what transformers has to say."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].removesuffix(".") if lines else type(error).__name__
-
-
-def _processor_options() -> dict[str, Any]:
-    """Preprocessing by Pillow, not by torchvision; how that is asked for changed with version 5."""
-    version = int(_transformers().__version__.split(".")[0])
-    return {"backend": "pil"} if version >= 5 else {"use_fast": False}
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            f"encoder: transformers cannot be imported ({error}); install the extra: pip install 'l2rm[hf]'"
-        ) from error
-    return transformers
-
-
-@contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
-    """No warnings and no progress bars of its own."""
-    logs = transformers.utils.logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
+    return normalize(vectors(found).float(), dim=-1).cpu()

@@ -108,6 +108,7 @@ def encode_files(
     skip_bad: bool,
     progress: bool,
     batch: int = BATCH,
+    what: str = "encoding images",
 ) -> Pairs:
     """Give pairs features out of a store, after whatever is missing there has been encoded.
 
@@ -116,6 +117,7 @@ def encode_files(
         store: where entries are, and go to.
         network: makes, where there is anything to encode, what reads a file and what encodes a batch.
         batch: files at a time.
+        what: what is told to be going on.
 
     Raises:
         InputError: as `encode`.
@@ -130,7 +132,7 @@ def encode_files(
             warnings.simplefilter("ignore")
             missing = {stamp: image for image, stamp in stamps.items() if stamp not in store}
             files = {stamp: paths[image] for stamp, image in missing.items()}
-            failed = fill(store, files, *network(), stop_at_bad=not skip_bad, progress=progress, batch=batch)
+            failed = fill(store, files, *network(), stop_at_bad=not skip_bad, progress=progress, batch=batch, what=what)
             bad |= {missing[stamp]: reason for stamp, reason in failed.items()}
         if bad and not skip_bad:
             raise _refusal(pairs, paths, bad)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from l2rm.data.pairs import Pairs
 from l2rm.encoders.image import encode
+from l2rm.encoders.pictures import Pictures, pictured
 from l2rm.errors import InputError
 from l2rm.evaluation.metrics import Metrics, Protocol, evaluate_scores
 from l2rm.evaluation.scores import EnsembleScores, KeptScores, Scores
@@ -113,7 +114,9 @@ def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Sco
 
 def _members(models: Sequence[RetrievalModel], pairs: Pairs, *, progress: bool) -> list[ModelScores]:
     """The scores of each model."""
-    if models and pairs.features is None:
+    if models and pairs.features is None and (reading := models[0].reading) is not None:
+        pairs = pictured(pairs, reading, progress=progress)
+    elif models and pairs.features is None:
         pairs = encode(
             pairs,
             grid=math.isqrt(models[0].shape.regions),
@@ -132,6 +135,12 @@ def check_fit(model: RetrievalModel, pairs: Pairs) -> None:
     """Raises InputError unless the model takes such features and such captions."""
     assert pairs.features is not None
     shape, features, captions = model.shape, pairs.features, pairs.caption_features
+    if (model.reading is not None) != isinstance(features, Pictures):
+        raise InputError(
+            f"{pairs.source}: the model was fine-tuned from pixels, but DATA have features; give image files"
+            if model.reading is not None
+            else f"{pairs.source}: pixels, but the model was trained on features; encode the images as it was"
+        )
     if features.dim != shape.image_dim:
         raise InputError(
             f"{pairs.source}: image features of {features.dim} dimensions, but the model was trained on "

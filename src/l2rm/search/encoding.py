@@ -3,7 +3,8 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 
 from l2rm.data.batches import Batches
 from l2rm.data.pairs import Pairs
+from l2rm.data.vocabulary import Vocabulary
 from l2rm.encoders.image import ENCODERS, Encoder
 from l2rm.encoders.pixels import UndecodableImageError, decode
+from l2rm.encoders.pretrained import Reading
 from l2rm.encoders.towers import l2_normalise
 from l2rm.errors import InputError
 from l2rm.search.storage import Kind, roots_of
+from l2rm.similarity.cosine import Cosine
 from l2rm.similarity.model import Encoded, RetrievalModel, evaluating
 
 AT_ONCE = 256
@@ -45,7 +49,7 @@ class ModelEncoder:
     @property
     def ranks(self) -> bool:
         """Vectors only shortlist."""
-        return self.model.config.similarity != "cosine"
+        return not isinstance(self.model.members[0], Cosine)
 
     @property
     def dim(self) -> int:
@@ -55,7 +59,7 @@ class ModelEncoder:
     @property
     def whole_dim(self) -> int:
         """Dimension of a whole vector: of an ensemble, those of its networks side by side."""
-        return self.model.config.embed_dim * len(self.model.members)
+        return self.model.dim * len(self.model.members)
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +91,9 @@ class ModelEncoder:
         Raises:
             InputError: it does not decode, or what made the features is not known.
         """
+        if self.model.reading is not None:
+            with evaluating(self.model):
+                return self.model.encode_images(_pixels(self.model.reading, content).to(self.device))
         if self.encoder is None:
             raise InputError(
                 "picture: this index was made from features, and what made them is unknown; search by words or an item"
@@ -96,11 +103,8 @@ class ModelEncoder:
             if name not in ENCODERS:
                 raise InputError(f"encoder: there is no {name!r}, which made this index's features")
             self._network = ENCODERS[name](grid=self.encoder["grid"], device=self.device)
-        try:
+        with _telling_what_does_not_decode(content):
             pixels = decode(content if isinstance(content, Path) else io.BytesIO(content), self._network.size)
-        except UndecodableImageError as error:
-            told = content if isinstance(content, Path) else "picture"
-            raise InputError(f"{told}: does not decode ({error}); give a JPEG, PNG, WebP, GIF, BMP or TIFF") from error
         features = self._network(pixels[None]).half().float()  # as they are kept
         with evaluating(self.model):
             return self.model.encode_images(features.to(self.device))
@@ -142,18 +146,35 @@ class ModelEncoder:
         return ModelRows(self, pairs)
 
 
+def _pixels(reading: Reading, content: bytes | Path) -> torch.Tensor:
+    """(1, 3, H·W) of one picture, as a model reads it."""
+    with _telling_what_does_not_decode(content):
+        pixels = reading.pixels(content if isinstance(content, Path) else io.BytesIO(content))
+    return torch.from_numpy(pixels).reshape(1, 3, -1)
+
+
+@contextmanager
+def _telling_what_does_not_decode(content: bytes | Path) -> Iterator[None]:
+    try:
+        yield
+    except UndecodableImageError as error:
+        told = content if isinstance(content, Path) else "picture"
+        raise InputError(f"{told}: does not decode ({error}); give a JPEG, PNG, WebP, GIF, BMP or TIFF") from error
+
+
 class ModelRows:
     """Pairs as `write_segment` takes them, encoded block by block."""
 
     def __init__(self, encoder: ModelEncoder, pairs: Pairs) -> None:
         self.names, self.captions, self.pair_ids = pairs.images, pairs.captions, pairs.pair_ids
         self.image_of, self.roots = pairs.image_of, roots_of(pairs)
+        self._at_once = min(AT_ONCE, encoder.model.at_once)
         self._encoder, self._batches = encoder, Batches(pairs, encoder.model.vocabulary, encoder.device)
 
     @torch.no_grad()
     def image_vectors(self) -> Iterable[tuple[NDArray[np.float32], NDArray[np.float16] | None]]:
-        for start in range(0, len(self.names), AT_ONCE):
-            block = np.arange(start, min(start + AT_ONCE, len(self.names)))
+        for start in range(0, len(self.names), self._at_once):
+            block = np.arange(start, min(start + self._at_once, len(self.names)))
             with evaluating(self._encoder.model):
                 encoded = self._encoder.model.encode_images(self._batches.images(block))
             local = None
@@ -163,8 +184,8 @@ class ModelRows:
 
     @torch.no_grad()
     def caption_vectors(self) -> Iterable[NDArray[np.float32]]:
-        for start in range(0, len(self.captions), AT_ONCE):
-            block = np.arange(start, min(start + AT_ONCE, len(self.captions)))
+        for start in range(0, len(self.captions), self._at_once):
+            block = np.arange(start, min(start + self._at_once, len(self.captions)))
             with evaluating(self._encoder.model):
                 encoded = self._encoder.model.encode_captions(*self._batches.captions(block))
             yield self._encoder.vectors(encoded, "caption")
@@ -176,7 +197,7 @@ def fingerprint(model: RetrievalModel) -> str:
     Fields at their default are left out, so that a later version with one more field knows its older indexes.
     """
     digest = hashlib.sha256()
-    words = None if model.vocabulary is None else [model.vocabulary.tokeniser, *model.vocabulary.words]
+    words = [model.vocabulary.tokeniser, *model.vocabulary.words] if isinstance(model.vocabulary, Vocabulary) else None
     config = {
         one.name: value for one in fields(model.config) if (value := getattr(model.config, one.name)) != one.default
     }

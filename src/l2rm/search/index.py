@@ -429,7 +429,7 @@ def _append(folder: Path, manifest: Manifest, rows: Rows) -> Manifest:
 def _write_centres(folder: Path) -> None:
     """The mean vector of each kind, where vectors only shortlist."""
     manifest = read_manifest(folder)
-    if manifest.similarity == "cosine":
+    if manifest.similarity in ("cosine", "clip"):
         return
     segment = Segment.open(folder / "segments" / manifest.segments[0], manifest)
     centres = np.stack([segment.vectors[kind].mean(axis=0, dtype=np.float64) for kind in KINDS])

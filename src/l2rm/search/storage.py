@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from l2rm.data.features import read_array
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
-from l2rm.files import folder_written_whole, written_whole
+from l2rm.files import folder_written_whole, remove_leftovers, written_whole
 
 FORMAT = 1
 MANIFEST = "index.json"
@@ -72,6 +72,8 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: the folder is no index, or one of another format.
     """
     path = folder / MANIFEST
+    if not folder.exists():
+        remove_leftovers(folder.parent)  # who was killed while replacing the index has left the old one beside
     if not path.is_file():
         raise InputError(f"{folder}: no index (it has no {MANIFEST}); make one with `l2rm index`")
     try:

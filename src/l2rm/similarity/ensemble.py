@@ -27,7 +27,14 @@ class Ensemble(RetrievalModel):
         nn.Module.__init__(self)
         first = members[0]
         self.config, self.shape, self.precision, self.range = first.config, first.shape, first.precision, first.range
+        self.vocabulary, self.reading = first.vocabulary, first.reading
+        self.at_once, self.worth_keeping = first.at_once, first.worth_keeping
         self.networks = nn.ModuleList(members)
+
+    @property
+    def dim(self) -> int:
+        """Of a member's joint space."""
+        return self.members[0].dim
 
     @property
     def members(self) -> tuple[RetrievalModel, ...]:

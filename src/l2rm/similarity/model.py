@@ -1,12 +1,16 @@
 """What every retrieval model is: two towers and a score."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from l2rm.data.vocabulary import Vocabulary
+from l2rm.data.vocabulary import Tokens
+from l2rm.encoders.pretrained import Reading
 from l2rm.encoders.towers import BagTower, RegionTower, VectorTower, WordTower
 from l2rm.errors import InputError
 from l2rm.similarity.settings import DataShape, ModelConfig
@@ -48,8 +52,14 @@ class RetrievalModel(nn.Module, ABC):
     """
 
     range: tuple[float, float]
-    vocabulary: Vocabulary | None = None
+    vocabulary: Tokens | None = None
     """How captions are read; None where captions are given as embeddings."""
+    reading: Reading | None = None
+    """How pictures are read, by a model that takes pixels; None by one that takes features."""
+    at_once: int = 512
+    """Images or captions to be encoded at a time, at most."""
+    worth_keeping: int = 2**27
+    """Bytes of encoded images, and of encoded captions, that are kept rather than encoded anew."""
 
     def __init__(self, config: ModelConfig, shape: DataShape) -> None:
         super().__init__()
@@ -71,6 +81,11 @@ class RetrievalModel(nn.Module, ABC):
         """Products in bfloat16 inside the block, where `precision` says so; weights and scores stay as they are."""
         device = next(self.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @property
+    def dim(self) -> int:
+        """D of the joint space."""
+        return self.config.embed_dim
 
     @property
     def members(self) -> tuple["RetrievalModel", ...]:
@@ -144,17 +159,32 @@ class evaluating:  # noqa: N801 - reads as a phrase: `with evaluating(model):`
         self.model.train(self.was_training)
 
 
-def build_model(config: ModelConfig, shape: DataShape, *, networks: int = 1) -> RetrievalModel:
+def build_model(
+    config: ModelConfig, shape: DataShape, *, networks: int = 1, folder: Path | None = None
+) -> RetrievalModel:
     """The model that `config` names, or an `Ensemble` of several, with fresh weights from torch's global generator.
 
+    Fresh weights of a model to be fine-tuned (clip) are the pretrained ones.
+
+    Args:
+        config, shape: what it is made of.
+        networks: how many, of one configuration.
+        folder: where a model was saved whose weights will be loaded into this one; what clip reads by lies there.
+
     Raises:
-        InputError: no similarity has that name.
+        InputError: no similarity has that name, or a pretrained model cannot be loaded.
     """
+    from l2rm.similarity.clip import Clip
     from l2rm.similarity.cosine import Cosine
     from l2rm.similarity.ensemble import Ensemble
     from l2rm.similarity.sgraf import SAF, SGR
 
-    kinds: dict[str, type[RetrievalModel]] = {"cosine": Cosine, "sgr": SGR, "saf": SAF}
+    kinds: dict[str, Callable[[ModelConfig, DataShape], RetrievalModel]] = {
+        "cosine": Cosine,
+        "sgr": SGR,
+        "saf": SAF,
+        "clip": partial(Clip, folder=folder),
+    }
     if config.similarity not in kinds:
         raise InputError(f"similarity: {config.similarity!r} is unknown; take one of {', '.join(kinds)}")
     members = [kinds[config.similarity](config, shape) for _ in range(networks)]

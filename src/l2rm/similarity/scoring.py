@@ -29,7 +29,7 @@ class ModelScores:
     Args:
         model: its mode is left as it was.
         pairs: with features.
-        keep: bytes of encoded images, and of encoded captions, that may be kept.
+        keep: bytes of encoded images, and of encoded captions, that may be kept; None: as many as the model says.
 
     Example:
         >>> scores = ModelScores(model, pairs)  # doctest: +SKIP
@@ -38,12 +38,17 @@ class ModelScores:
     """
 
     @torch.no_grad()
-    def __init__(self, model: RetrievalModel, pairs: Pairs, *, keep: int = KEPT_BYTES) -> None:
+    def __init__(self, model: RetrievalModel, pairs: Pairs, *, keep: int | None = None) -> None:
         self.model = model
+        keep, at_once = model.worth_keeping if keep is None else keep, min(ENCODE_CHUNK, model.at_once)
         batches = Batches(pairs, model.vocabulary, next(model.parameters()).device)
         with evaluating(model):
-            self._images = _Encodings(lambda index: model.encode_images(batches.images(index)), pairs.n_images, keep)
-            self._captions = _Encodings(lambda rows: model.encode_captions(*batches.captions(rows)), len(pairs), keep)
+            self._images = _Encodings(
+                lambda index: model.encode_images(batches.images(index)), pairs.n_images, keep, at_once
+            )
+            self._captions = _Encodings(
+                lambda rows: model.encode_captions(*batches.captions(rows)), len(pairs), keep, at_once
+            )
 
     @property
     def n_images(self) -> int:
@@ -105,8 +110,8 @@ class FeatureScores:
             )
         images.check()
         captions.check()
-        self._images = _Encodings(lambda index: _unit_vectors(images, index), len(images), keep)
-        self._captions = _Encodings(lambda rows: _unit_vectors(captions, rows), len(captions), keep)
+        self._images = _Encodings(lambda index: _unit_vectors(images, index), len(images), keep, ENCODE_CHUNK)
+        self._captions = _Encodings(lambda rows: _unit_vectors(captions, rows), len(captions), keep, ENCODE_CHUNK)
 
     @property
     def n_images(self) -> int:
@@ -131,8 +136,8 @@ def _unit_vectors(features: Features, index: NDArray[np.int64]) -> Encoded:
 class _Encodings:
     """All images, or all captions: encoded from the start, or when asked for where they are more than `keep` bytes."""
 
-    def __init__(self, encode: Callable[[NDArray[np.int64]], Encoded], total: int, keep: int) -> None:
-        self._encode, self._total = encode, total
+    def __init__(self, encode: Callable[[NDArray[np.int64]], Encoded], total: int, keep: int, at_once: int) -> None:
+        self._encode, self._total, self._at_once = encode, total, at_once
         self._all = self._encoded(np.arange(total), keep)
         self._last: tuple[NDArray[np.int64], Encoded] | None = None
 
@@ -153,8 +158,8 @@ class _Encodings:
     def _encoded(self, index: NDArray[np.int64], most: int | None = None) -> Encoded | None:
         """The items at `index`, encoded; None as soon as they are more than `most` bytes."""
         parts: list[Encoded] = []
-        for start in range(0, len(index), ENCODE_CHUNK):
-            parts.append(self._encode(index[start : start + ENCODE_CHUNK]))
+        for start in range(0, len(index), self._at_once):
+            parts.append(self._encode(index[start : start + self._at_once]))
             if most is not None and _bytes(parts) > most:
                 return None
         return joined(parts)

@@ -8,9 +8,10 @@ from typing import Literal
 class ModelConfig:
     """What the retrieval model is made of; dimensions that the data decide are in `DataShape`."""
 
-    similarity: Literal["cosine", "sgr", "saf"] = "sgr"
+    similarity: Literal["cosine", "sgr", "saf", "clip"] = "sgr"
     """cosine: two pooled towers, fast. sgr: similarity graph reasoning over regions and words, accurate. saf: the
-    same words and regions, filtered by attention; SGRAF is the mean of a run of each."""
+    same words and regions, filtered by attention; SGRAF is the mean of a run of each. clip: a whole CLIP
+    or SigLIP, fine-tuned from pixels."""
     caption_tower: Literal["gru", "bag"] = "gru"
     """How captions given as words are read. gru: in order, each word in its context. bag: word by word, much faster."""
     pooling: Literal["mean", "gpo", "raw"] = "mean"
@@ -27,6 +28,16 @@ class ModelConfig:
     """Steps of graph reasoning (sgr)."""
     dropout: float = 0.4
     """Dropout of words (and, in sgr and saf, of the gates)."""
+    encoder: str = ""
+    """The pretrained model to fine-tune (clip): a folder that save_pretrained wrote, or OWNER/MODEL on the hub."""
+    finetune: Literal["lora", "full"] = "lora"
+    """What of it learns (clip). lora: small matrices beside its frozen weights. full: all weights."""
+    lora_rank: int = 16
+    """Rank of the matrices (lora)."""
+    lora_alpha: float = 32.0
+    """What they add is multiplied with lora_alpha / lora_rank."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass (clip): slower, in less memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What products are computed in; weights, norms, softmax over regions and scores stay float32. bfloat16: faster
     where the processor or card has it."""

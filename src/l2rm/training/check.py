@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
+from l2rm.encoders.pictures import Pictures
 from l2rm.errors import InputError
 from l2rm.training.run import config_from
 from l2rm.training.settings import CANDIDATES, TrainConfig
@@ -18,6 +19,8 @@ LOWEST: dict[str, float] = {
     "batch_size": 2,
     "decay_every": 1,
     "seed": 0,
+    "lr_rise_steps": 0,
+    "weight_decay": 0,
     "rematching.max_iterations": 1,
     "rematching.planted": 0,
     "rematching.queue_size": 0,
@@ -37,6 +40,7 @@ LOWEST: dict[str, float] = {
     "model.similarity_dim": 1,
     "model.graph_steps": 1,
     "model.dropout": 0,
+    "model.lora_rank": 1,
 }
 POSITIVE = (
     "lr",
@@ -46,6 +50,7 @@ POSITIVE = (
     "rematching.reg",
     "rematching.tolerance",
     "crcl.early_share",
+    "model.lora_alpha",
 )
 HIGHEST: dict[str, float] = {"rematching.mass": 1, "rematching.planted": 1, "crcl.momentum": 1}
 BELOW_ONE = ("rematching.smoothing", "rematching.matched_above", "model.dropout", "crcl.early_share", "crcl.least")
@@ -85,6 +90,7 @@ def check_config(config: TrainConfig) -> None:
             f"rematching.queue_size: {config.rematching.queue_size} is less than a batch has ({config.batch_size}); "
             "give 0 for the batch alone, or more"
         )
+    _check_encoder(config)
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(
             f"model.pooling: {config.model.similarity} compares regions with words and pools neither; leave it at mean"
@@ -99,6 +105,20 @@ def check_config(config: TrainConfig) -> None:
         raise InputError("rematching.evidence: auto is found out by folds, which are 0; give pair, image, or folds")
     if config.objective != "auto" and config.method not in CANDIDATES:
         raise InputError(f"objective: method {config.method} has its own; leave it at auto")
+
+
+def _check_encoder(config: TrainConfig) -> None:
+    """A pretrained model is named where one is to be fine-tuned, and nowhere else."""
+    model = config.model
+    if model.similarity == "clip" and not model.encoder:
+        raise InputError(
+            "model.encoder: is not given; name the CLIP or SigLIP to fine-tune, by its folder or OWNER/MODEL"
+        )
+    if model.similarity != "clip" and model.encoder:
+        raise InputError(
+            f"model.encoder: {model.encoder} is fine-tuned by model.similarity clip only, which is {model.similarity}; "
+            "for features of it, frozen, give --encoder"
+        )
 
 
 def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabulary | None) -> None:
@@ -127,6 +147,13 @@ def check_data(pairs: Pairs, dev: Pairs, config: TrainConfig, vocabulary: Vocabu
         )
     if not len(dev):
         raise InputError(f"{dev.source}: no dev pairs to choose the model on; give some")
+    if config.model.similarity == "clip":
+        for part in (pairs, dev):
+            if not isinstance(part.features, Pictures) or part.caption_features is not None:
+                raise InputError(
+                    f"{part.source}: has features, but model.similarity clip learns from pixels and words; give DATA "
+                    "of image files, or another similarity"
+                )
     if vocabulary is not None and pairs.caption_features is not None:
         raise InputError(f"{pairs.source}: captions are embeddings, not words; leave the vocabulary out")
     if config.method == "oracle":

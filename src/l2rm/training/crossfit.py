@@ -18,6 +18,7 @@ from l2rm.rematching.ranks import RankMixture
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.divide import Division, trusting
+from l2rm.training.optimiser import make_optimiser, set_learning_rate
 from l2rm.training.processes import share, sum_gradients, unite
 from l2rm.training.settings import TrainConfig
 
@@ -54,11 +55,12 @@ def cross_fit(
 ) -> RankDivision:
     """Divide the pairs by models trained on other images, `fold_rounds` times, and average the match probabilities.
 
-    Images fall into `folds` parts at random, anew every round. For each part a fresh model is warmed up on the pairs of
-    the others; where a caption's given image stands among the part's images, all equally new to that model, is its
-    p-value, and a `RankMixture` over all p-values divides. With `evidence="image"` the captions given to one image are
-    ranked as one, by their mean log-probability. From the second round on, the models learn from pairs drawn by the
-    match probabilities so far. (Cross-fitting: Chernozhukov et al., 2018.)
+    Images fall into `folds` parts at random, anew every round. For each part a fresh model (one to be fine-tuned: as it
+    was pretrained) is warmed up on the pairs of the others; where a caption's given image stands among the part's
+    images, all equally new to that model, is its p-value, and a `RankMixture` over all p-values divides. With
+    `evidence="image"` the captions given to one image are ranked as one, by their mean log-probability. From the second
+    round on, the models learn from pairs drawn by the match probabilities so far. (Cross-fitting: Chernozhukov et al.,
+    2018.)
 
     Args:
         model: tells what kind of model to train, and how captions are read; it is left as it is.
@@ -189,11 +191,12 @@ def warmed_up(
         own.vocabulary = model.vocabulary
         unite(own)
         fresh = share(own).train()
-        optimiser = torch.optim.Adam(fresh.parameters(), lr=config.lr, fused=True)
+        optimiser = make_optimiser(fresh, config)
         for epoch in range(config.warmup_epochs):
             with ahead(batches.batch, shuffled(rows, config.batch_size, seed=(*seed, epoch))) as read:
-                for batch in read:
+                for step, batch in enumerate(read):
                     stop()
+                    set_learning_rate(optimiser, config, epoch, step, begins=epoch == 0)
                     S = fresh(batch.images, batch.captions, batch.lengths)
                     optimiser.zero_grad()
                     symmetric_cross_entropy(S, config.rematching.tau).backward()

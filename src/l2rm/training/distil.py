@@ -58,7 +58,7 @@ def distil(
         >>> first_pass = distil(run.model, train_pairs)  # doctest: +SKIP
         >>> S = cascade(run.model, images, captions, share=0.06, first_pass=first_pass)  # doctest: +SKIP
     """
-    if model.config.similarity == "cosine":
+    if model.config.similarity in ("cosine", "clip"):
         raise InputError("shortlist: this model compares pooled vectors only, so there is nothing to shorten")
     check_fit(model, pairs)
     device = next(model.parameters()).device

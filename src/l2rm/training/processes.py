@@ -128,12 +128,17 @@ class Shared(RetrievalModel):
         nn.Module.__init__(self)
         self.model = model
         self.config, self.shape, self.precision, self.range = model.config, model.shape, model.precision, model.range
-        self.vocabulary = model.vocabulary
+        self.vocabulary, self.reading = model.vocabulary, model.reading
+        self.at_once, self.worth_keeping = model.at_once, model.worth_keeping
         self.train(model.training)
 
     @property
     def members(self) -> tuple[RetrievalModel, ...]:
         return (self,) if len(self.model.members) == 1 else tuple(map(Shared, self.model.members))
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
 
     @property
     def pairs_stand_alone(self) -> bool:

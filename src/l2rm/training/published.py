@@ -121,11 +121,12 @@ def export(run: Run, path: str | Path) -> Path:
         InputError: a model that the public code does not have, or that reads words otherwise; a file that is there.
     """
     path, config, shape = Path(path), run.config.model, run.model.shape
-    if config.similarity not in ("sgr", "saf") or run.model.vocabulary is None or config.caption_tower != "gru":
+    read_by = run.model.vocabulary
+    if config.similarity not in ("sgr", "saf") or not isinstance(read_by, Vocabulary) or config.caption_tower != "gru":
         raise InputError(f"{run.folder}: only sgr and saf models that read words in order (gru) have a published form")
-    if run.model.vocabulary.tokeniser != "published":
+    if read_by.tokeniser != "published":
         raise InputError(
-            f"{run.folder}: reads words by {run.model.vocabulary.tokeniser!r}, the public code by its own rules; "
+            f"{run.folder}: reads words by {read_by.tokeniser!r}, the public code by its own rules; "
             "train with tokeniser published (--paper) to export"
         )
     stem = path.name.removesuffix(".tar").removesuffix(".pth")
@@ -162,7 +163,7 @@ def export(run: Run, path: str | Path) -> Path:
         "best_rsum": best.get("rsum", best.get("best_rsum")),
         "opt": argparse.Namespace(**options),
     }
-    words = run.model.vocabulary.words
+    words = read_by.words
     vocabulary = {
         "word2idx": {word: number for number, word in enumerate(words)},
         "idx2word": {str(number): word for number, word in enumerate(words)},

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from torch import Tensor
 from l2rm.data.pairs import Pairs
 from l2rm.data.tables import read_text
 from l2rm.data.vocabulary import Vocabulary
+from l2rm.encoders.pretrained import weights_checksum
 from l2rm.errors import InputError
 from l2rm.files import written_whole
 from l2rm.similarity.model import RetrievalModel, build_model
@@ -136,7 +136,7 @@ def write_model(folder: Path, model: RetrievalModel, *, copy: bool = False) -> N
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     for name in (MODEL, COPY) if copy else (MODEL,):
         with written_whole(folder / name) as beside:
-            save_file(weights, beside, metadata={"sha256": _digest(weights)})
+            save_file(weights, beside, metadata={"sha256": weights_checksum(weights)})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: is damaged ({reason}); train again") from error
-    if checksum is not None and checksum != _digest(weights):
+    if checksum is not None and checksum != weights_checksum(weights):
         raise InputError(f"{path}: is damaged (its checksum is wrong); train again")
     return weights
 
@@ -169,15 +169,6 @@ def mend_model(folder: Path) -> None:
         with written_whole(weights) as beside:
             shutil.copyfile(copy, beside)
         log.warning("%s; restored from its copy %s", str(refusal).removesuffix("; train again"), copy)
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -258,8 +249,10 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu") -> Run:
         raise InputError(f"{weights}: no such file; the run stopped before its first epoch ended, go on with --resume")
     found = _weights_or_copy(folder)
     try:
-        model = build_model(config.model, shape, networks=config.networks)
+        model = build_model(config.model, shape, networks=config.networks, folder=folder)
         model.load_state_dict(found)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{weights}: not the weights that {where} describes ({reason}); train again") from error

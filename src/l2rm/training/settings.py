@@ -36,6 +36,10 @@ class TrainConfig:
     """Pairs a batch."""
     lr: float = 2e-4
     """Learning rate of the model (Adam)."""
+    lr_rise_steps: int = 0
+    """Steps in which the learning rate rises to lr where training begins; for weights that were learned before."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the model's matrices (AdamW); 0: Adam, as published."""
     decay_every: int = 15
     """Learning rates fall to a tenth every so many epochs after the warm-up."""
     clip: float = 2.0

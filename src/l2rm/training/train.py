@@ -17,8 +17,11 @@ import torch
 
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
+from l2rm.encoders.pictures import pictured
+from l2rm.encoders.pretrained import Reading
 from l2rm.errors import InputError
 from l2rm.files import cache_folder, remove_leftovers, written_whole
+from l2rm.similarity.clip import READING
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
@@ -41,6 +44,7 @@ class _Job:
     config: TrainConfig
     out: Path
     vocabulary: Vocabulary | None
+    reading: Reading | None
     shape: DataShape
     facts: dict[str, Any]
     device: torch.device
@@ -66,7 +70,8 @@ def train(
     """Train a model on `pairs`, choose it on `dev`, leave a RUN folder.
 
     Args:
-        pairs: with features; their truth, if known, is read by `oracle` and for metrics only.
+        pairs: with features (`model.similarity="clip"`: with image files); their truth, if known, is read by `oracle`
+            and for metrics only.
         dev: pairs of other images.
         config: the method, what the model is made of, and the schedule.
         out: the RUN folder; one that holds a run already only with `resume`.
@@ -88,11 +93,17 @@ def train(
     """
     out = Path(out)
     check_config(config)
+    config = rooted(config)
+    reading = Reading.open(config.model.encoder) if config.model.similarity == "clip" else None
+    if reading is not None:
+        pairs, dev = (
+            pictured(part, reading, progress=progress) if part.features is None else part for part in (pairs, dev)
+        )
     check_data(pairs, dev, config, vocabulary)
     device = pick_device(join(config.device))
     refuse_taken(out, resume=resume)
     wait()
-    if vocabulary is None and pairs.caption_features is None:
+    if vocabulary is None and pairs.caption_features is None and reading is None:
         vocabulary = Vocabulary.build(
             (*pairs.captions, *dev.captions), tokeniser=config.model.tokeniser, min_count=config.model.min_word_count
         )
@@ -103,6 +114,7 @@ def train(
             config=config,
             out=out,
             vocabulary=vocabulary,
+            reading=reading,
             shape=data_shape(pairs, vocabulary),
             facts={
                 **(facts or {}),
@@ -116,6 +128,14 @@ def train(
             progress=progress,
         )
     )
+
+
+def rooted(config: TrainConfig) -> TrainConfig:
+    """The same, a folder of a model to be fine-tuned named from the root: the RUN is to be read from anywhere."""
+    folder = Path(config.model.encoder)
+    if not config.model.encoder or not folder.is_dir():
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=str(folder.absolute())))
 
 
 def refuse_taken(out: str | Path, *, resume: bool) -> None:
@@ -194,6 +214,8 @@ def _train(job: _Job) -> Run:
             return load_run(job.out, job.device)
         if job.vocabulary is not None and is_first():
             job.vocabulary.write(job.out / "vocabulary.json")
+        if job.reading is not None and is_first():
+            job.reading.write(job.out / READING)
         job.record(finished=False)
         if job.config.objective == "auto" and job.config.method in CANDIDATES:
             return _best_candidate(job)
@@ -204,7 +226,8 @@ def _train_one(job: _Job) -> Run:
     """Train by a single objective."""
     torch.manual_seed(job.config.seed)
     model = build_model(job.config.model, job.shape, networks=job.config.networks).to(job.device)
-    model.vocabulary = job.vocabulary
+    if job.vocabulary is not None:
+        model.vocabulary = job.vocabulary
     pairs, dev = (_read_once(part, job.config) for part in (job.pairs, job.dev))
     trainer = Trainer(model, pairs, dev, job.config, job.out, progress=job.progress)
     trainer.fit(resume=job.resume)

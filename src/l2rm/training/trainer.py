@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from l2rm.training.failure import undone_if_not_finite
 from l2rm.training.interrupt import Interrupted, Interruption, interruptible
 from l2rm.training.methods.method import Method, Step
 from l2rm.training.methods.registry import method_of
+from l2rm.training.optimiser import make_optimiser, set_learning_rate
 from l2rm.training.processes import agreed, is_first, share, sum_gradients, unite, wait
 from l2rm.training.run import write_lines, write_model
 from l2rm.training.settings import TrainConfig
@@ -45,7 +45,7 @@ class Trainer:
         self.model, self.dev, self.config, self.folder, self.progress = model, dev, config, folder, progress
         self.batches = Batches(pairs, model.vocabulary, device)
         self.method: Method = method_of(config)(share(model), self.batches, config)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        self.optimiser = make_optimiser(model, config)
         self.state: dict[str, Any] = {
             "epoch": 0,
             "step": 0,
@@ -100,10 +100,8 @@ class Trainer:
         started = saved = time.monotonic()
         if state["step"] == 0 and self.method.restarts(epoch):
             self._restart()
-        factor = self.config.learning_rate_factor(epoch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.lr * factor
-        self.method.set_learning_rate(factor)
+        begins = epoch == 0 or self.method.restarts(epoch)
+        self.method.set_learning_rate(self.config.learning_rate_factor(epoch))
         if state["division"] is None:
             self._divide(interruption)
         steps, total = self.method.steps(epoch)
@@ -118,6 +116,7 @@ class Trainer:
                 leave=False,
             )
             for batches in bar:
+                set_learning_rate(self.optimiser, self.config, epoch, state["step"], begins=begins)
                 with undone_if_not_finite(self, batches):
                     self._learn(epoch, *batches)
                 state["step"] += 1
