@@ -80,9 +80,8 @@ def test_it_is_what_webdataset_reads(tmp_path: Path) -> None:
     with wds.ShardWriter(str(tmp_path / "%05d.tar"), maxcount=4, verbose=0) as writer:
         for row in range(11):
             vector = generator.normal(size=6).astype(np.float16)
-            writer.write(
-                {"__key__": f"a/{row:04d}", "npy": vector, "txt": f"caption {row}", "json": {"split": "train"}}
-            )
+            texts = {"txt": f"caption {row}", "json": {"split": "train"}}
+            writer.write({"__key__": f"a/{row:04d}", "npy": vector, **texts})
     pairs = Pairs.read(tmp_path / "{00000..00002}.tar")
     theirs = list(wds.WebDataset(sorted(map(str, tmp_path.glob("*.tar"))), shardshuffle=False).decode())
     assert [one["txt"] for one in theirs] == list(pairs.captions)

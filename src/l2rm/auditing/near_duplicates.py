@@ -201,4 +201,7 @@ def _same_files(pairs: Pairs) -> list[tuple[int, int]]:
 def _digest(path: Path | None) -> bytes:
     assert path is not None
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.sha256()
+        while part := file.read(2**20):
+            digest.update(part)
+        return digest.digest()

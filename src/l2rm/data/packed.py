@@ -41,8 +41,8 @@ class Archive:
         """Walk from header to header; what the files hold is not looked at.
 
         Raises:
-            InputError: no such file; no whole, uncompressed tar; a member that is no plain file (a link, a device), whose
-                name leads out of the archive, or stands there twice.
+            InputError: no such file; no whole, uncompressed tar; a member that is no plain file (a link, a device),
+                whose name leads out of the archive, or stands there twice.
         """
         path = Path(path)
         members: dict[str, tuple[int, int]] = {}
@@ -51,7 +51,7 @@ class Archive:
                 size = os.fstat(file.fileno()).st_size
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     while (member := tar.next()) is not None:
-                        tar.members = []  # tarfile would keep them all
+                        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                         if member.isdir():
                             continue
                         _check_member(path, member, members, size)

@@ -114,8 +114,8 @@ class Samples:
 def read_samples(shards: Sequence[Path], *, skip_bad: bool = False) -> Samples:
     """The rows of shards of one kind, in order; arrays stay where they lie.
 
-    Samples of a tar file have one key each (their name up to the first dot): `KEY.jpg` (or png, webp, …) and `KEY.txt`, or
-    `KEY.json` with a "caption"; or `KEY.image.npy` (also `KEY.npy`) beside either of them or beside `KEY.caption.npy`.
+    Samples of a tar file have one key each (their name up to the first dot): `KEY.jpg` (or png, webp, …) and `KEY.txt`,
+    or `KEY.json` with a "caption"; or `KEY.image.npy` (also `KEY.npy`) beside one of them or beside `KEY.caption.npy`.
     What else the JSON tells of pair_id, split, is_mismatched and true_image (a key) is taken. Parquet has the columns
     image_embedding and caption_embedding, lists of floats of one length, and any of the texts. They are copied once to
     the cache, as an array that can be mapped.
@@ -126,17 +126,15 @@ def read_samples(shards: Sequence[Path], *, skip_bad: bool = False) -> Samples:
     if shards[0].suffix == PARQUET:
         return _read_parquet(shards)
     parts = [_Tar.read(shard, skip_bad=skip_bad) for shard in shards]
-    names = {name for part in parts for name in part.columns}
     kinds = {part.kind for part in parts}
     if len(kinds) > 1:
-        raise InputError(
-            f"{shards[0].parent}: some shards hold pictures or words where others hold arrays; keep them apart"
-        )
-    lacking = [part.path for part in parts if names - set(part.columns)]
-    if lacking:
-        raise InputError(
-            f"{lacking[0]}: tells no {min(names - set(parts[0].columns), default='split')} where others do"
-        )
+        raise InputError(f"{shards[0].parent}: some shards hold pictures or words, others arrays; keep them apart")
+    for part in parts:
+        if set(part.columns) != set(parts[0].columns):
+            name = min(set(part.columns) ^ set(parts[0].columns))
+            raise InputError(
+                f"{part.path}: of it and {shards[0].name}, one tells {name} and one does not; pack all alike"
+            )
     columns = {name: [cell for part in parts for cell in part.columns[name]] for name in parts[0].columns}
     return Samples(
         columns=columns,
@@ -178,7 +176,7 @@ class _Tar:
         rows = [_sample(archive, key, parts, bad, row) for row, (key, parts) in enumerate(samples.items())]
         if not rows:
             raise InputError(
-                f"{path}: holds no samples; pack KEY.jpg beside KEY.txt, or KEY.image.npy and KEY.caption.npy"
+                f"{path}: holds no samples; pack KEY.jpg and KEY.txt, or KEY.image.npy and KEY.caption.npy"
             )
         good = [rows[row] for row in bad.rest(len(rows))]
         kinds = {(one.image_array is None, one.caption_array is None) for one in good}
@@ -296,8 +294,8 @@ def _parquet(shard: Path) -> pq.ParquetFile:
         if name not in file.schema_arrow.names:
             present = ", ".join(file.schema_arrow.names) or "none"
             raise InputError(
-                f"{shard}: no column {name!r} among its columns ({present}); shards of Parquet hold embeddings, and a table of "
-                "image files is given by itself"
+                f"{shard}: no column {name!r} among its columns ({present}); shards of Parquet hold embeddings, and a "
+                "table of image files is given by itself"
             )
     return file
 
@@ -316,9 +314,7 @@ def _matrix(shard: Path, name: str, batch: pa.RecordBatch, row: int) -> NDArray[
         raise InputError(f"{shard}: {name} is {kind}; write lists of floats, all of one length")
     lengths = np.asarray(pc.list_value_length(column).fill_null(-1))
     if len(odd := np.flatnonzero((lengths != lengths[0]) | (lengths < 1))):
-        raise InputError(
-            f"{shard}:row {row + odd[0] + 1}: {name} is empty or longer than others; make all of one length"
-        )
+        raise InputError(f"{shard}:row {row + odd[0] + 1}: {name} has another length; make all of one length")
     values = column.flatten()
     if values.null_count:
         raise InputError(f"{shard}: {name} has empty entries from row {row + 1} on; fill them, or leave such rows out")
@@ -373,9 +369,7 @@ def unpack_embeddings(shards: Sequence[Path], rows: int, images: Path, captions:
                 ]
             for array, one in zip(arrays, found, strict=True):
                 if one.shape[1] != array.shape[1]:
-                    raise InputError(
-                        f"{shard}: embeddings of {one.shape[1]} dimensions after {array.shape[1]}; mend it"
-                    )
+                    raise InputError(f"{shard}: {one.shape[1]} dimensions after {array.shape[1]}; make all alike")
                 array[row : row + len(one)] = one
             row += len(found[0])
     if not arrays:
