@@ -4,8 +4,8 @@
 
 Embeddings are drawn: images at random on the sphere, captions their images' with noise, of which a share is permuted.
 Memory is summed over this process and all that it starts (Ray's own ones too), looked at twice a second: `private_mib`
-counts what processes have for themselves and Ray's shared memory (RssAnon + RssShmem), `resident_mib` also pages of
-mapped files, once for each process that has them mapped. CPU seconds are of all these processes; those of short life
+counts what processes have for themselves and Ray's shared memory (RssAnon + RssShmem); `proportional_mib` (Pss) also
+pages of mapped files, each once, which the system may take back when it needs them. CPU seconds are of all these processes; those of short life
 between two looks are missed. Reads /proc, so this runs on Linux only.
 """
 
@@ -65,7 +65,7 @@ class Watch:
     """Memory and CPU time of this process and its descendants."""
 
     def __init__(self) -> None:
-        self.private = self.resident = 0.0
+        self.private = self.proportional = 0.0
         self.processes = 0
         self._cpu: dict[int, float] = {}
         self._ended = threading.Event()
@@ -92,26 +92,27 @@ class Watch:
             "seconds": round(self.seconds, 1),
             "cpu_seconds": round(self.cpu_seconds, 1),
             "private_mib": round(self.private),
-            "resident_mib": round(self.resident),
+            "proportional_mib": round(self.proportional),
             "processes": self.processes,
         }
 
     def _look(self) -> None:
         while not self._ended.wait(0.5):
-            private = resident = 0.0
+            private = proportional = 0.0
             family = descendants(os.getpid())
             for process in family:
                 try:
                     lines = Path(f"/proc/{process}/status").read_text().splitlines()
+                    lines += Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
                     times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
                 except OSError:
                     continue
                 told = dict(line.split(":", 1) for line in lines)
-                kib = {name: int(told[name].split()[0]) for name in ("VmRSS", "RssAnon", "RssShmem") if name in told}
+                kib = {name: int(told[name].split()[0]) for name in ("Pss", "RssAnon", "RssShmem") if name in told}
                 private += (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) / 1024
-                resident += kib.get("VmRSS", 0) / 1024
+                proportional += kib.get("Pss", 0) / 1024
                 self._cpu[process] = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
-            self.private, self.resident = max(self.private, private), max(self.resident, resident)
+            self.private, self.proportional = max(self.private, private), max(self.proportional, proportional)
             self.processes = max(self.processes, len(family))
 
 

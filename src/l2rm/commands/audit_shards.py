@@ -17,8 +17,8 @@ class AuditShards(Command):
     KEY.image.npy and KEY.caption.npy, or of pictures and captions (--encoder). Give a folder, or a pattern in quotes.
 
     DIR/audit/ gets a table a shard, DIR/audit.json the counts, DIR/audit.parquet all rows up to a million. Every shard
-    of every stage is a file when it is finished: a stopped audit goes on with --resume. On a cluster, SHARDS and DIR are
-    paths that all machines can read.
+    of every stage is a file when it is finished: a stopped audit goes on with --resume. On a cluster, SHARDS and DIR
+    are paths that all machines can read.
 
     Examples:
       l2rm audit-shards 'shards/*.parquet' --out audit

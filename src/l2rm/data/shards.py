@@ -132,9 +132,7 @@ def read_samples(shards: Sequence[Path], *, skip_bad: bool = False) -> Samples:
     for part in parts:
         if set(part.columns) != set(parts[0].columns):
             name = min(set(part.columns) ^ set(parts[0].columns))
-            raise InputError(
-                f"{part.path}: of it and {shards[0].name}, one tells {name} and one does not; pack all alike"
-            )
+            raise InputError(f"{part.path}: tells {name} where {shards[0].name} does not, or the reverse")
     columns = {name: [cell for part in parts for cell in part.columns[name]] for name in parts[0].columns}
     return Samples(
         columns=columns,

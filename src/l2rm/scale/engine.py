@@ -67,7 +67,7 @@ class OnRay:
 
 
 class _Task:
-    """What Ray calls. An error that is the data's comes back as its text: a traceback of four processes helps nobody."""
+    """What Ray calls. An error that is the data's comes back as its text: a traceback of Ray's helps nobody."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
