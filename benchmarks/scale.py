@@ -5,8 +5,8 @@
 Embeddings are drawn: images at random on the sphere, captions their images' with noise, of which a share is permuted.
 Memory is summed over this process and all that it starts (Ray's own ones too), looked at twice a second: `private_mib`
 counts what processes have for themselves and Ray's shared memory (RssAnon + RssShmem); `proportional_mib` (Pss) also
-pages of mapped files, each once, which the system may take back when it needs them. CPU seconds are of all these processes; those of short life
-between two looks are missed. Reads /proc, so this runs on Linux only.
+pages of mapped files, each once, which the system may take back when it needs them. CPU seconds are of all these
+processes; those of short life between two looks are missed. Reads /proc, so this runs on Linux only.
 """
 
 import argparse

@@ -112,7 +112,8 @@ class _Against:
     def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Tensor:
         """Cosines (len(images), len(captions))."""
         held = self._held if len(captions) == len(self._held) else self._held[torch.from_numpy(captions)]
-        return (held @ self._stream(images).T).T
+        found: Tensor = (held @ self._stream(images).T).T
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +234,8 @@ class Decide:
     def __call__(self, number: int) -> None:
         """Do one shard."""
         whole, rows = self.whole, self.whole.rows_of(number)
-        probability = self.mixture.match_probability(
-            torch.from_numpy(np.load(file_of(self.losses, number, ".npy")))
-        ).numpy()
+        losses = torch.from_numpy(np.load(file_of(self.losses, number, ".npy")))
+        probability = self.mixture.match_probability(losses).numpy()
         suspects = np.load(self.suspects, mmap_mode="r")
         first, last = np.searchsorted(suspects, (rows[0], rows[-1] + 1))
         place = np.array(suspects[first:last]) - rows[0]

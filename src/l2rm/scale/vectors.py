@@ -71,7 +71,7 @@ class Embed:
             else:
                 texts, left_out = self._packed(shard, one, two)
             rows, dim = _checked(shard, one, two)
-        known = {name: texts[name] for name in texts if name not in ("is_mismatched", "split")}
+        known: dict[str, list[Any]] = {name: texts[name] for name in texts if name not in ("is_mismatched", "split")}
         if (truth := _truth(shard, texts)) is not None:
             known["is_mismatched"] = truth
         with written_whole(file_of(self.folder, number, ".arrow")) as beside:
@@ -140,8 +140,8 @@ def _checked(shard: Path, images: Path, captions: Path) -> tuple[int, int]:
     one, two = (np.load(path, mmap_mode="r", allow_pickle=False) for path in (images, captions))
     if one.shape != two.shape:
         raise InputError(
-            f"{shard}: images are {one.shape[1]} numbers each and captions {two.shape[1]}, so they are of no one space; "
-            "embed both by one model"
+            f"{shard}: images are {one.shape[1]} numbers each and captions {two.shape[1]}, so they are of no one "
+            "space; embed both by one model"
         )
     for name, array in (("image", one), ("caption", two)):
         for start in range(0, len(array), CHUNK):
