@@ -150,6 +150,37 @@ class Timed:
         print(what, self.stages[what], flush=True)
 
 
+def extrapolated(facts: dict[str, Any]) -> dict[str, Any]:
+    """CPU hours and bytes of more pairs of 512 dimensions, by how each part grows; no larger run was made.
+
+    Embedding and judging go with pairs × dimensions, tables with pairs. The search goes with pairs × suspects (both
+    directions) × dimensions, which overrates more dimensions somewhat, as finding the best of a block does not grow.
+    """
+    stages, pairs = facts["stages"], facts["pairs"]
+    wide, share = 512 / facts["dim"], facts["counts"]["mismatched"] / pairs
+    found = {}
+    for name, more in (("1 million", 10**6), ("100 million", 10**8), ("5 billion", 5 * 10**9)):
+        times = more / pairs
+        hours = {
+            what: stages[what]["cpu_seconds"] * grows / 3600
+            for what, grows in {
+                "embedding shards": times * wide,
+                "judging shards": times * wide,
+                "finding partners": times**2 * wide,
+                "writing tables": times,
+            }.items()
+        }
+        found[name] = {
+            "cpu_hours": {what: float(f"{one:.2g}") for what, one in hours.items()},
+            "suspects": round(share * more),
+            "search_teraflop": round(share * more * more * 512 * 2 * 2 / 1e12),
+            "vectors_on_disk_gb_float16": round(2 * 512 * 2 * more / 1e9),
+            "arrays_of_the_driver_gb": round(40 * more / 1e9, 2),
+            "cells_of_a_plan": round(share * more) * 64,
+        }
+    return found
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", type=Path, required=True)
@@ -159,7 +190,12 @@ def main() -> None:
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--engine", default="ray")
     options.add_argument("--folder", type=Path)
+    options.add_argument("--costs", action="store_true", help="only work the costs out again, from the file")
     given = options.parse_args()
+    if given.costs:
+        facts = json.loads(given.json.read_text(encoding="utf-8"))
+        given.json.write_text(json.dumps({**facts, "costs": extrapolated(facts)}, indent=1) + "\n", encoding="utf-8")
+        return
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         write_shards(folder / "shards", given.pairs, given.dim, given.ratio, seed=0)
@@ -190,6 +226,7 @@ def main() -> None:
         "detection": result.detection.to_dict(),
         "true_image_suggested": sum(true == one for true, one in astray) / len(astray),
     }
+    facts["costs"] = extrapolated(facts)
     given.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(facts, indent=1))
 

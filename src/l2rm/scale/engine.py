@@ -118,7 +118,8 @@ def _joined(address: str, processes: int | None) -> tuple[Any, bool]:
         import ray.data
     except ImportError as error:
         raise InputError(
-            f"engine: Ray cannot be imported ({error}); install the extra: pip install 'l2rm[ray]', or take --engine local"
+            f"engine: Ray cannot be imported ({error}); install the extra: pip install 'l2rm[ray]', or take --engine "
+            "local"
         ) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
