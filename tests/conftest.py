@@ -91,3 +91,48 @@ def trained(precomp: Path, index: Path, tmp_path_factory: pytest.TempPathFactory
     assert main(["train", str(precomp), "--out", str(out), "--mismatch", str(index), *TINY]) == 0
     patch.undo()
     return out
+
+
+SPOKEN = ("red", "green", "blue", "dog", "cat", "a", "picture", "of")
+
+
+def save_two_towers(folder: Path, kind: str) -> Path:
+    """A CLIP or SigLIP of a few thousand random weights."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    torch.manual_seed(0)
+    words = ["<pad>", "<s>", "</s>", "<unk>", *SPOKEN]
+    reading = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    reading.pre_tokenizer = pre_tokenizers.Whitespace()
+    reading.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=reading, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(words), "max_position_embeddings": 12}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {**small, "image_size": 16, "patch_size": 8}
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config={**text, **ids}, vision_config=vision, projection_dim=8)
+        model = transformers.CLIPModel(config)
+        processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        )
+    else:
+        config = transformers.SiglipConfig(text_config={**text, **ids}, vision_config=vision)
+        model = transformers.SiglipModel(config)
+        processor = transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil(
+            size={"height": 16, "width": 16}
+        )
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_two_towers() -> Callable[[Path, str], Path]:
+    return save_two_towers

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,46 +16,16 @@ from l2rm.errors import InputError
 
 transformers = pytest.importorskip("transformers", reason="the extra hf (transformers) is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
-WORDS = ("red", "green", "blue", "dog", "cat", "a", "picture", "of")
-
-
-def save_model(folder: Path, kind: str) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    torch.manual_seed(0)
-    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
-    reading = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    reading.pre_tokenizer = pre_tokenizers.Whitespace()
-    reading.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=reading, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**small, "vocab_size": len(words), "max_position_embeddings": 12}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    vision = {**small, "image_size": 16, "patch_size": 8}
-    if kind == "clip":
-        config = transformers.CLIPConfig(text_config={**text, **ids}, vision_config=vision, projection_dim=8)
-        model = transformers.CLIPModel(config)
-        processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-        )
-    else:
-        config = transformers.SiglipConfig(text_config={**text, **ids}, vision_config=vision)
-        model = transformers.SiglipModel(config)
-        processor = transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil(
-            size={"height": 16, "width": 16}
-        )
-    for part in (model, tokenizer, processor):
-        part.save_pretrained(folder)
-    return folder
+WORDS = ("red", "green", "blue", "dog", "cat")
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / request.param, request.param)
+def saved(
+    request: pytest.FixtureRequest,
+    make_two_towers: Callable[[Path, str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    return make_two_towers(tmp_path_factory.mktemp("models") / request.param, request.param)
 
 
 @pytest.fixture
@@ -121,7 +92,7 @@ def test_long_captions_are_cut_and_bad_images_left_out(saved: Path, pairs: Pairs
 
 
 def test_what_is_no_such_model_is_told_in_one_line(
-    pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_two_towers: Callable[[Path, str], Path], pairs: Pairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -134,7 +105,7 @@ def test_what_is_no_such_model_is_told_in_one_line(
     )
     transformers.BertModel(config).save_pretrained(alone)
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        source = save_model(tmp_path / "clip", "clip") / name
+        source = make_two_towers(tmp_path / "clip", "clip") / name
         if source.exists():
             (alone / name).write_bytes(source.read_bytes())
     with pytest.raises(InputError, match="is a BertModel, without towers"):
