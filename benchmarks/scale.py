@@ -196,6 +196,7 @@ def main() -> None:
         facts = json.loads(given.json.read_text(encoding="utf-8"))
         given.json.write_text(json.dumps({**facts, "costs": extrapolated(facts)}, indent=1) + "\n", encoding="utf-8")
         return
+    began_as = provenance()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
         write_shards(folder / "shards", given.pairs, given.dim, given.ratio, seed=0)
@@ -212,7 +213,7 @@ def main() -> None:
     astray = [(true, one) for row, (true, one) in enumerate(zip(truth, found, strict=True)) if true != f"image {row}"]
     assert result.detection is not None
     facts = {
-        **provenance(),
+        **began_as,
         "pairs": given.pairs,
         "dim": given.dim,
         "ratio": given.ratio,

@@ -83,8 +83,10 @@ def test_the_plan_is_that_of_a_rematch(shards: Path, here: Engine, tmp_path: Pat
     np.testing.assert_allclose(confidence, rematched.partners.confidence[bad], atol=1e-4)
 
 
-def test_ray_finds_what_one_process_finds(shards: Path, here: Engine, on_ray: OnRay, tmp_path: Path) -> None:
-    """Ray's shared memory is bounded, and no shard passes through it."""
+def test_ray_finds_what_one_process_finds_and_tells_what_is_wrong(
+    shards: Path, here: Engine, on_ray: OnRay, tmp_path: Path
+) -> None:
+    """Ray's shared memory is bounded, and no shard passes through it. One test, since Ray takes long to start."""
     import ray
 
     for name, engine in (("here", here), ("ray", on_ray)):
@@ -92,9 +94,6 @@ def test_ray_finds_what_one_process_finds(shards: Path, here: Engine, on_ray: On
     assert tables(tmp_path / "ray").equals(tables(tmp_path / "here"))
     assert ray.cluster_resources()["object_store_memory"] <= 129 * 2**20
     assert not (tmp_path / "ray" / "work").exists()
-
-
-def test_ray_tells_what_is_wrong_with_a_shard(shards: Path, on_ray: OnRay, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     for path in shards.iterdir():
         (tmp_path / "shards" / path.name).write_bytes(path.read_bytes()[: -1 if path.name == "001.parquet" else None])
