@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); echo "make: $(PYTHON) cannot make environments; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo 'setting up $(VENV): a minute or two, once'
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,hf,finetune,serve,faiss,distributed,docs,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,hf,finetune,serve,faiss,distributed,ray,docs,test,dev]'
 	@touch $@
 
 quickstart: install ## Run the main job on real data: table on the terminal, quickstart/report.html

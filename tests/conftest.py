@@ -83,12 +83,7 @@ def one_thread(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session")
 def tiny_clip() -> ModuleType:
     """`tests/tiny_clip.py`."""
-    specification = importlib.util.spec_from_file_location("tiny_clip", Path(__file__).with_name("tiny_clip.py"))
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("tests/tiny_clip.py")
 
 
 @pytest.fixture(scope="session")

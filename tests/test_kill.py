@@ -1,11 +1,12 @@
 """kill -9 at any moment of a command: what it leaves is whole, and the same command goes on to the same result."""
 
-import importlib.util
+import io
 import json
 import os
 import random
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from killing import dies_at_rename, killed, started
 from l2rm.cli import main
 from l2rm.encoders.store import FeatureStore
-
-specification = importlib.util.spec_from_file_location("killing", Path(__file__).with_name("killing.py"))
-assert specification is not None
-assert specification.loader is not None
-killing = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(killing)
-dies_at_rename, killed, started = killing.dies_at_rename, killing.killed, killing.started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
@@ -73,6 +68,38 @@ def test_training_that_is_killed_twice(method: str, precomp: Path, index: Path, 
     assert main(training(precomp, index, method, run)) == 0
     assert results(run) == results(tmp_path / "whole")
     assert is_clean(run)
+
+
+@pytest.mark.slow
+def test_training_on_tar_files_that_is_killed(tmp_path: Path) -> None:
+    """Weights of the same arrays in two files, never stopped."""
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(400, 8)).astype(np.float32)
+    captions = (images + 0.3 * generator.normal(size=images.shape)).astype(np.float32)
+    for name, array in (("images", images), ("captions", captions)):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "shards").mkdir()
+    for shard in range(4):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as tar:
+            for row in range(100 * shard, 100 * shard + 100):
+                for kind, array in (("image", images), ("caption", captions)):
+                    file = io.BytesIO()
+                    np.save(file, array[row])
+                    info = tarfile.TarInfo(f"{row:05d}.{kind}.npy")
+                    info.size = file.tell()
+                    file.seek(0)
+                    tar.addfile(info, file)
+    options = ["--resume", *SMALL, "--ratio=0.3", "--level=image"]
+    arrays = f"{tmp_path / 'images.npy'},{tmp_path / 'captions.npy'}"
+    assert main(["train", arrays, "--out", str(tmp_path / "whole"), *options]) == 0
+    arguments = ["train", str(tmp_path / "shards"), "--out", str(tmp_path / "run"), *options]
+    process, deadline = started(arguments), time.monotonic() + 120
+    while not (tmp_path / "run" / "last" / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert killed(process)
+    assert main(arguments) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """kill -9 at any moment of `index`, `benchmark` and `serve`: the next call continues, and what was told is kept."""
 
-import importlib.util
 import json
 import os
 import random
@@ -17,21 +16,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import killing
 from l2rm.cli import main
 from l2rm.errors import InputError
 from l2rm.search.index import Index
 
-
-def beside(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(Path(name).stem, Path(__file__).parent / name)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-killing = beside("killing.py")
 pytestmark = pytest.mark.usefixtures("one_thread")
 Found = list[tuple[str, float]]
 
@@ -245,9 +234,11 @@ def decide(address: str, worker: int, rows_of: list[int], told: dict[str, str]) 
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_review_whose_server_is_killed_keeps_every_decision_that_it_answered(rounds: int, tmp_path: Path) -> None:
+def test_a_review_whose_server_is_killed_keeps_every_decision_that_it_answered(
+    rounds: int, tmp_path: Path, script: Callable[[str], ModuleType]
+) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
-    audit = beside("auditing/reviewed.py").write_audit(tmp_path / "audit", rows=2000, pixels=False)
+    audit = script("tests/auditing/reviewed.py").write_audit(tmp_path / "audit", rows=2000, pixels=False)
     told: dict[str, str] = {}
     left, chance = list(range(2000)), random.Random(0)
     for number in range(rounds):

@@ -13,6 +13,7 @@ from l2rm.data.decided import VERDICTS, Decision, apply_decisions, read_decision
 from l2rm.data.formats import BUILT_IN, DEV_SHARE, SPLIT_NAMES, TEST_SHARE, read_pairs, read_splits
 from l2rm.data.mismatch import Mismatched, inject_mismatches, read_index, recognise_level, write_index
 from l2rm.data.pairs import Pairs
+from l2rm.data.shards import is_sharded
 from l2rm.data.tables import SUFFIXES
 from l2rm.errors import InputError
 from l2rm.training.settings import TrainConfig
@@ -79,7 +80,7 @@ class DataConfig:
     @property
     def is_folder(self) -> bool:
         """The source is a precomp folder."""
-        return Path(self.source).is_dir()
+        return Path(self.source).is_dir() and not is_sharded(self.source)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

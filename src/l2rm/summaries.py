@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
     from l2rm.auditing.rematch import Rematched
     from l2rm.evaluation.metrics import Metrics
+    from l2rm.scale.pipeline import ShardsAudit
     from l2rm.search.index import Index
     from l2rm.search.queries import Hit
     from l2rm.sources import TrainingData
@@ -124,3 +125,18 @@ def rematch_summary(rematched: "Rematched") -> str:
         after = f"{100 * wrong.mean():.1f} % of what is left" if left.any() else "nothing is left"
         text += f"\nmismatched before: {100 * pairs.is_mismatched.mean():.1f} %; after: {after}"
     return text
+
+
+def shards_summary(audit: "ShardsAudit") -> str:
+    """What an audit of shards counted, and how right it is where the truth is known."""
+    counts = audit.counts
+    lines = [
+        f"{counts['pairs']:,} pairs of {counts['images']:,} images: {counts['mismatched']:,} look mismatched "
+        f"(ratio {audit.mismatch_ratio:.1%})",
+        f"keep {counts['keep']:,}, rematch {counts['rematch']:,}, drop {counts['drop']:,}",
+    ]
+    if counts["left_out"]:
+        lines.append(f"left out as unusable: {counts['left_out']:,}")
+    if audit.detection is not None:
+        lines.append(f"against the truth: AUROC {audit.detection.auroc:.4f}, F1 {audit.detection.f1:.4f}")
+    return "\n".join(lines)

@@ -84,9 +84,7 @@ def gather_evidence(
         raise InputError(f"audit: {len(image_of)} pairs of {scores.n_images} images; it takes two images to compare")
     if candidates < 1:
         raise InputError(f"audit: candidates={candidates}; keep at least 1 suggestion a caption")
-    generator = np.random.default_rng(seed)
-    images = _sample(generator, scores.n_images, sample)
-    captions = _sample(generator, scores.n_captions, sample)
+    images, captions = draw_negatives(seed, scores.n_images, scores.n_captions, sample)
     stream = _Stream(scores, image_of, images, captions, margin, min(candidates, scores.n_images - 1))
     image_blocks = _blocks(scores.n_images, block_images)
     caption_blocks = _blocks(scores.n_captions, block_captions)
@@ -146,8 +144,7 @@ class _Stream:
         self.first[columns] = top[0][0]
         self.candidates[columns] = top[1].T.numpy()
         for index, (score, image) in enumerate(((own, given), (top[0][0], top[1][0]))):
-            negative = torch.from_numpy(self.images)[:, None] != image[None, :]
-            self.against_images[index, columns] = _mean_hinge(sampled - score + self.margin, negative, dim=0)
+            self.against_images[index, columns] = against_images(sampled, score, image, self.images, self.margin)
 
     def _keep_best_caption(self, others: Tensor, rows: np.ndarray, columns: np.ndarray) -> None:
         score, caption = others.max(dim=1)
@@ -171,12 +168,56 @@ class _Stream:
         """Mean hinge of the pairs (image, caption of the row) against the sampled captions that are not the image's."""
         found = np.empty(len(image))
         for rows in _blocks(len(image), BLOCK_CAPTIONS):
-            given = self.image_of[self.captions][None, :]
-            # Captions that were given one image went astray together, if they did: no evidence against each other.
-            negative = (given != image[rows][:, None]) & (given != self.image_of[rows][:, None])
-            hinge = self.caption_scores[image[rows]] - score[rows][:, None] + self.margin
-            found[rows] = _mean_hinge(hinge, torch.from_numpy(negative), dim=1)
+            found[rows] = against_captions(
+                self.caption_scores[image[rows]],
+                score[rows],
+                image[rows],
+                self.image_of[rows],
+                self.image_of[self.captions],
+                self.margin,
+            )
         return found
+
+
+def against_images(
+    sampled: Tensor, score: Tensor, image: Tensor, sampled_images: np.ndarray, margin: float
+) -> np.ndarray:
+    """`(b,)` float64, the mean hinge of some pairs (image, caption) of these scores against sampled other images.
+
+    Args:
+        sampled: `(s, b)`; scores of the sampled images with the pairs' captions.
+        score, image: `(b,)`; of the pairs.
+        sampled_images: `(s,)`; which images are sampled.
+        margin: m of the module.
+    """
+    negative = torch.from_numpy(sampled_images)[:, None] != image[None, :]
+    return _mean_hinge(sampled - score + margin, negative, dim=0)
+
+
+def against_captions(
+    scored: Tensor, score: Tensor, image: np.ndarray, given: np.ndarray, image_of_sampled: np.ndarray, margin: float
+) -> np.ndarray:
+    """`(b,)` float64, the mean hinge of some pairs (image, caption) against sampled captions that are not the image's.
+
+    Captions that are given the same image as the pair's caption went astray together, if they did: they are no evidence
+    against each other.
+
+    Args:
+        scored: `(b, s)`; scores of the pairs' images with the sampled captions.
+        score, image: `(b,)`; of the pairs.
+        given: `(b,)`; the image that the pairs' captions are given.
+        image_of_sampled: `(s,)`; the image that each sampled caption is given.
+        margin: m of the module.
+    """
+    sampled = image_of_sampled[None, :]
+    negative = (sampled != image[:, None]) & (sampled != given[:, None])
+    return _mean_hinge(scored - score[:, None] + margin, torch.from_numpy(negative), dim=1)
+
+
+def draw_negatives(seed: int, images: int, captions: int, sample: int = SAMPLE) -> tuple[np.ndarray, np.ndarray]:
+    """Which images and which captions all pairs are compared with, in order."""
+    generator = np.random.default_rng(seed)
+    return _sample(generator, images, sample), _sample(generator, captions, sample)
 
 
 def _sample(generator: np.random.Generator, total: int, size: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from l2rm.files import written_whole
 
 if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
+    from l2rm.rematching.division import BetaMixture
 
 FORMAT = 1
 TABLE, FACTS = "audit.parquet", "audit.json"
@@ -55,19 +56,24 @@ def write_facts(audit: "Audit", path: Path) -> None:
             **{str(verdict): int((decision == verdict).sum()) for verdict in VERDICTS},
         },
         "by_losses": audit.by_losses,
-        "mixture": {
-            "alpha": mixture.alpha.tolist(),
-            "beta": mixture.beta.tolist(),
-            "weight": mixture.weight.tolist(),
-            "lower": mixture.lower,
-            "upper": mixture.upper,
-            "converged": mixture.converged,
-            "degenerate": mixture.degenerate,
-        },
+        "mixture": mixture_facts(mixture),
         "images": None if list(dict.fromkeys(given)) == list(pairs.images) else list(pairs.images),
     }
     with written_whole(path) as beside:
         beside.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def mixture_facts(mixture: "BetaMixture") -> dict[str, Any]:
+    """A mixture as JSON tells it."""
+    return {
+        "alpha": mixture.alpha.tolist(),
+        "beta": mixture.beta.tolist(),
+        "weight": mixture.weight.tolist(),
+        "lower": mixture.lower,
+        "upper": mixture.upper,
+        "converged": mixture.converged,
+        "degenerate": mixture.degenerate,
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

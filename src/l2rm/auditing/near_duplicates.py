@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from l2rm.data.features import Features
+from l2rm.data.packed import file_state, open_file
 from l2rm.data.pairs import Pairs
 from l2rm.encoders.pictures import Pictures
 from l2rm.encoders.pixels import UndecodableImageError, opened
@@ -186,8 +187,9 @@ def _same_files(pairs: Pairs) -> list[tuple[int, int]]:
     paths = [pairs.image_path(image) for image in range(pairs.n_images)]
     by_size: dict[int, list[int]] = {}
     for image, path in enumerate(paths):
-        if path is not None and path.is_file():
-            by_size.setdefault(path.stat().st_size, []).append(image)
+        with contextlib.suppress(OSError):
+            assert path is not None
+            by_size.setdefault(file_state(path).st_size, []).append(image)
     first: dict[bytes, int] = {}
     edges = []
     for images in by_size.values():
@@ -200,5 +202,8 @@ def _same_files(pairs: Pairs) -> list[tuple[int, int]]:
 
 def _digest(path: Path | None) -> bytes:
     assert path is not None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    with open_file(path) as file:
+        digest = hashlib.sha256()
+        while part := file.read(2**20):
+            digest.update(part)
+        return digest.digest()

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from l2rm.data.packed import open_file
+from l2rm.errors import InputError
+
 THUMBNAIL = 160
 # Written into the SVG by Matplotlib, then replaced by the variables of the page's style sheet, so that one picture
 # serves light, dark and print.
@@ -29,20 +32,20 @@ Density = Callable[[np.ndarray], np.ndarray]
 
 def thumbnail(path: Path | None) -> str | None:
     """A picture of at most 160 px a side as a `data:` URI, a few KB; None where there are no pixels to read."""
-    if path is None or not path.is_file():
+    if path is None:
         return None
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), open_file(path) as file, Image.open(file) as picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
             small = ImageOps.exif_transpose(picture)
             small = small.convert("RGBA" if small.has_transparency_data else "RGB")
             small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, InputError, UnidentifiedImageError, Image.DecompressionBombError):
         return None
-    file = io.BytesIO()
-    small.save(file, format="WEBP", quality=80, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    encoded = io.BytesIO()
+    small.save(encoded, format="WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode("ascii")
 
 
 def histogram(

@@ -1,6 +1,7 @@
 """The commands, a file each: options in, one call to a room below, printed results out."""
 
 from l2rm.commands.audit import Audit
+from l2rm.commands.audit_shards import AuditShards
 from l2rm.commands.benchmark import Benchmark
 from l2rm.commands.command import Command
 from l2rm.commands.convert import Convert
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Command]] = {
     "distil": Distil,
     "evaluate": Evaluate,
     "audit": Audit,
+    "audit-shards": AuditShards,
     "decisions": Decisions,
     "rematch": Rematch,
     "index": Index,

@@ -8,8 +8,8 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 DATA_HELP = (
-    "A precomp folder, a table (.csv .tsv .jsonl .parquet with columns image, caption), images.npy,captions.npy, or "
-    "openmoji:"
+    "A precomp folder, a table (.csv .tsv .jsonl .parquet with columns image, caption), images.npy,captions.npy, "
+    "shards (a folder or pattern of WebDataset .tar or Parquet files), or openmoji:"
 )
 Flag = FlagCreatePairsOff[bool]
 Data = Annotated[str, Positional, arg(metavar="DATA", help=DATA_HELP)]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from l2rm.data.features import Features
 from l2rm.data.pairs import LeftOut, Pairs
+from l2rm.data.shards import find_shards, is_sharded, read_samples
 from l2rm.data.tables import BadRows, read_table, read_text
 from l2rm.errors import InputError
 
@@ -40,6 +41,8 @@ def read_pairs(
             - a table .csv, .tsv, .jsonl or .parquet with columns `image, caption` and optionally `pair_id, split,
               is_mismatched, true_image`. Rows of one image path are one image;
             - "images.npy,captions.npy": two embedding arrays, (N, D) and (k·N, D), those of an image together;
+            - shards: WebDataset .tar files or Parquet files of embeddings, as a folder, a pattern such as
+              "shards/*.tar" or "shards/{00000..00099}.tar", or one file; see `l2rm.data.shards.read_samples`;
             - "openmoji:", the data of the quick start.
         image_root: Folder that a table's image paths start from; the table's own when left out. No path may lead out of
             it, or a table from elsewhere could have any picture on this machine read and shown in a report.
@@ -50,7 +53,7 @@ def read_pairs(
         InputError: Anything that cannot be read or understood; names the file and the row.
     """
     split = None if split is None else _split_name(split)
-    if (folder := Path(source)).is_dir():
+    if (folder := Path(source)).is_dir() and not is_sharded(source):
         prefixes = _precomp_prefixes(folder)
         if split is None and len(prefixes) > 1:
             raise InputError(f"{folder}: holds the splits {', '.join(prefixes)}; say which one is meant")
@@ -79,7 +82,7 @@ def read_splits(
 
     A source without splits is split by images, 90/5/5, with `seed`. Arguments and errors otherwise as in `read_pairs`.
     """
-    if (folder := Path(source)).is_dir():
+    if (folder := Path(source)).is_dir() and not is_sharded(source):
         return {
             split: _read_precomp(folder, prefix, image_root=image_root, skip_bad=skip_bad)
             for split, prefix in _precomp_prefixes(folder).items()
@@ -95,6 +98,9 @@ def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: 
     """Any source but a precomp folder, with all of its splits."""
     parts = str(source).split(",")
     embeddings = len(parts) == 2 and all(part.endswith(".npy") for part in parts)
+    if not embeddings and is_sharded(source):
+        _refuse_image_root(source, image_root)
+        return _read_shards(source, skip_bad=skip_bad)
     if not embeddings and str(source) != BUILT_IN:
         path = Path(source)
         return _read_table(path, Path(image_root) if image_root is not None else path.parent, skip_bad=skip_bad)
@@ -188,6 +194,32 @@ def _read_embeddings(images: Path, captions: Path) -> Pairs:
         features=features,
         caption_features=caption_features,
         source=f"{images},{captions}",
+    )
+
+
+def _read_shards(source: str | Path, *, skip_bad: bool) -> Pairs:
+    shards = find_shards(source)
+    if len({shard.parent for shard in shards}) > 1:
+        raise InputError(f"{source}: shards of several folders; move them into one, or take one after the other")
+    samples = read_samples(shards, skip_bad=skip_bad)
+    columns = samples.columns
+    for row, flag in enumerate(columns.get("is_mismatched", [])):
+        if flag.lower() not in _FLAGS:
+            raise InputError(f"{source}:row {row + 1}: is_mismatched is {flag!r}; write true or false")
+    number = {image: place for place, image in enumerate(dict.fromkeys(columns["image"]))}
+    image_of = np.array([number[image] for image in columns["image"]])
+    first = np.unique(image_of, return_index=True)[1]
+    return Pairs(
+        images=tuple(number),
+        image_of=image_of,
+        captions=tuple(columns["caption"]),
+        pair_ids=tuple(columns.get("pair_id", ())),
+        splits=tuple(map(_split_name, columns["split"])) if "split" in columns else None,
+        true_image_of=_truth(columns, image_of, number),
+        image_root=shards[0].parent if samples.images is None else None,
+        features=None if samples.images is None else samples.images.take(first),
+        caption_features=samples.captions,
+        source=str(source),
     )
 
 

@@ -1,12 +1,16 @@
 """An image file becomes the RGB square that an encoder takes, whatever kind of image it is."""
 
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from l2rm.data.packed import open_file
+from l2rm.errors import InputError
 
 MAX_PIXELS = 100_000_000
 """Above this an image is refused unread: a few bytes of file can unpack to gigabytes (a decompression bomb)."""
@@ -23,6 +27,7 @@ _BROKEN = (
     OverflowError,
     ZeroDivisionError,
     struct.error,
+    InputError,  # a tar file that was damaged since
     Image.DecompressionBombError,
 )
 
@@ -39,7 +44,7 @@ def decode(path: Path | BinaryIO, size: int) -> NDArray[np.uint8]:
     first frame is taken.
 
     Args:
-        path: the file, or one that is open for reading.
+        path: the file, which may lie in a tar file (`shards/0.tar/0.jpg`), or one that is open for reading.
         size: width and height of the result in pixels.
 
     Returns:
@@ -66,7 +71,10 @@ def opened(path: Path | BinaryIO, size: int) -> Image.Image:
         UndecodableImageError: as `decode`.
     """
     try:
-        with Image.open(path) as image:
+        with (
+            open_file(path) if isinstance(path, Path) else nullcontext(path) as file,
+            Image.open(file) as image,
+        ):
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UndecodableImageError(f"{width} × {height} pixels are too many")

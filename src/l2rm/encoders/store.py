@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from l2rm.data.features import Features
+from l2rm.data.packed import file_state
 from l2rm.errors import InputError
 
 _STAMP = 16  # bytes
@@ -26,7 +27,7 @@ def stamp(path: Path) -> bytes:
     Raises:
         OSError: the file is not there.
     """
-    state = path.stat()
+    state = file_state(path)
     return hashlib.sha256(f"{path}\0{state.st_size}\0{state.st_mtime_ns}".encode()).digest()[:_STAMP]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,8 @@ from l2rm.rematching.dataset import SparsePlan, sparse_transport, sure_mass
 from l2rm.rematching.together import Units, UnitScores
 
 Level = Literal["image", "caption"]
+Nearest = Callable[[Units, NDArray[np.int64], int], Candidates]
+"""Units, the images that they may be given and how many -> their best ones, the given image left out."""
 
 CONTROL = 4000
 """Matched pairs (or units) that serve as a control group, at most."""
@@ -55,6 +58,7 @@ def find_partners(
     reg: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    nearest: Nearest | None = None,
 ) -> Partners:
     """Give each mismatched caption an image, all of them at once, by sparse partial optimal transport.
 
@@ -79,6 +83,7 @@ def find_partners(
         reg: temperature of the plan, in the unit of the scores.
         seed: draws the control group where it is larger than 4,000.
         progress: tell on standard error how far it is.
+        nearest: finds the candidates of units (many machines may); None for `nearest_images` here.
 
     Raises:
         InputError: a score is NaN.
@@ -106,7 +111,10 @@ def find_partners(
     if not len(rows) or not len(images):
         return nothing
     units = _units(rows, image_of, level)
-    found = _nearest(scores, units, images, image_of, candidates, "finding candidates" if progress else None)
+    if nearest is None:
+        found = _nearest(scores, units, images, image_of, candidates, "finding candidates" if progress else None)
+    else:
+        found = nearest(units, images, candidates)
     if reg is None or share is None:
         matched = np.flatnonzero(probability >= below)
         control = _control(scores, _units(matched, image_of, level), images, image_of, candidates, seed)

@@ -1,0 +1,374 @@
+"""Data in many files: WebDataset shards (.tar), and Parquet shards of embeddings."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from l2rm.data.features import Features
+from l2rm.data.packed import TAR, Archive, PackedArray
+from l2rm.data.tables import BadRows, is_broken
+from l2rm.errors import InputError
+from l2rm.files import cache_folder, written_whole
+
+PARQUET = ".parquet"
+IMAGE_EMBEDDING, CAPTION_EMBEDDING = "image_embedding", "caption_embedding"
+TEXTS = ("pair_id", "image", "caption", "split", "is_mismatched", "true_image")
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_ARRAYS, CAPTION_ARRAY = ("image.npy", "npy"), "caption.npy"
+BATCH = 8192
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_TRUTH = ("split", "is_mismatched", "true_image", "pair_id")
+
+
+def is_sharded(source: str | Path) -> bool:
+    """Whether DATA are shards: a folder of .tar or .parquet files, a pattern, one .tar, one Parquet of embeddings.
+
+    Example:
+        >>> is_sharded("shards/{00000..00099}.tar"), is_sharded("shards/*.parquet"), is_sharded("pairs.csv")
+        (True, True, False)
+    """
+    path = Path(source)
+    if path.is_dir():
+        return not any(path.glob("*_ims.npy")) and any(_in_folder(path))
+    if path.suffix == TAR or (_is_pattern(str(source)) and path.suffix in (TAR, PARQUET)):
+        return True
+    return path.suffix == PARQUET and path.is_file() and _has_embeddings(path)
+
+
+def find_shards(source: str | Path) -> tuple[Path, ...]:
+    """The files that DATA are made of, in the order of their names.
+
+    Args:
+        source: a folder; a pattern with `*` and `?`, or with `{00000..00099}`, which names them all; or one file.
+
+    Raises:
+        InputError: there is none, one of a range is missing, or there are .tar and .parquet files side by side.
+    """
+    path, text = Path(source), str(source)
+    if path.is_dir():
+        found = sorted(_in_folder(path))
+    elif match := _RANGE.search(text):
+        first, last = match.groups()
+        numbers = range(int(first), int(last) + 1)
+        found = [Path(text[: match.start()] + f"{one:0{len(first)}d}" + text[match.end() :]) for one in numbers]
+    else:
+        found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(text))]
+    if not found:
+        raise InputError(f"{source}: no shards there; name a folder of .tar or .parquet files, or a pattern in quotes")
+    for one in found:
+        if not one.is_file():
+            raise InputError(f"{one}: no such shard; check the range {source}")
+    if len({one.suffix for one in found}) > 1 or found[0].suffix not in (TAR, PARQUET):
+        raise InputError(f"{source}: holds files of several kinds; name those meant, as 'FOLDER/*.tar'")
+    return tuple(found)
+
+
+def _in_folder(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix in (TAR, PARQUET) and not path.name.startswith("."))
+
+
+def _is_pattern(text: str) -> bool:
+    return bool(_RANGE.search(text)) or any(character in text for character in "*?")
+
+
+def _has_embeddings(path: Path) -> bool:
+    try:
+        return {IMAGE_EMBEDDING, CAPTION_EMBEDDING} <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError, ValueError):
+        return False  # whoever reads it as a table says what is wrong with it
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """The rows of one or several shards.
+
+    Attributes:
+        columns: texts by name: `image` and `caption`, and those of `pair_id, split, is_mismatched, true_image` that are
+            there. `image` is a path from the folder of the shards into one of them, or a name.
+        images: an entry a row, where the shards hold arrays and not pictures.
+        captions: an embedding a row, where captions are arrays.
+    """
+
+    columns: dict[str, list[str]]
+    images: Features | None
+    captions: Features | None
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+
+def read_samples(shards: Sequence[Path], *, skip_bad: bool = False) -> Samples:
+    """The rows of shards of one kind, in order; arrays stay where they lie.
+
+    Samples of a tar file have one key each (their name up to the first dot): `KEY.jpg` (or png, webp, …) and `KEY.txt`,
+    or `KEY.json` with a "caption"; or `KEY.image.npy` (also `KEY.npy`) beside one of them or beside `KEY.caption.npy`.
+    What else the JSON tells of pair_id, split, is_mismatched and true_image (a key) is taken. Parquet has the columns
+    image_embedding and caption_embedding, lists of floats of one length, and any of the texts. They are copied once to
+    the cache, as an array that can be mapped.
+
+    Raises:
+        InputError: whatever cannot be read; names the shard and the sample or row.
+    """
+    if shards[0].suffix == PARQUET:
+        return _read_parquet(shards)
+    parts = [_Tar.read(shard, skip_bad=skip_bad) for shard in shards]
+    kinds = {part.kind for part in parts}
+    if len(kinds) > 1:
+        raise InputError(f"{shards[0].parent}: some shards hold pictures or words, others arrays; keep them apart")
+    for part in parts:
+        if set(part.columns) != set(parts[0].columns):
+            name = min(set(part.columns) ^ set(parts[0].columns))
+            raise InputError(f"{part.path}: tells {name} where {shards[0].name} does not, or the reverse")
+    columns = {name: [cell for part in parts for cell in part.columns[name]] for name in parts[0].columns}
+    return Samples(
+        columns=columns,
+        images=_packed([place for part in parts for place in part.images]),
+        captions=_packed([place for part in parts for place in part.captions]),
+    )
+
+
+Place = tuple[Archive, str]
+
+
+def _packed(places: list[Place]) -> Features | None:
+    return Features(array=cast(NDArray[Any], PackedArray(places))) if places else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tar:
+    """What one tar file holds; arrays are places."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    images: list[Place]
+    captions: list[Place]
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        return bool(self.images), bool(self.captions)
+
+    @classmethod
+    def read(cls, path: Path, *, skip_bad: bool) -> _Tar:
+        archive = Archive.open(path)
+        samples: dict[str, dict[str, str]] = {}
+        for name in archive.members:
+            folder, _, last = name.rpartition("/")
+            key, dot, ending = last.partition(".")
+            if key and dot and not key.startswith("__"):
+                samples.setdefault(f"{folder}/{key}" if folder else key, {})[ending.lower()] = name
+        bad = BadRows(path, skip=skip_bad, unit="sample")
+        rows = [_sample(archive, key, parts, bad, row) for row, (key, parts) in enumerate(samples.items())]
+        if not rows:
+            raise InputError(
+                f"{path}: holds no samples; pack KEY.jpg and KEY.txt, or KEY.image.npy and KEY.caption.npy"
+            )
+        good = [rows[row] for row in bad.rest(len(rows))]
+        kinds = {(one.image_array is None, one.caption_array is None) for one in good}
+        told = {frozenset(one.texts) for one in good}
+        if len(kinds) > 1 or len(told) > 1:
+            raise InputError(f"{path}: some samples hold what others do not; pack all alike")
+        columns = {name: [one.texts[name] for one in good] for name in good[0].texts}
+        if "true_image" in columns:
+            member = dict(zip((one.key for one in good), columns["image"], strict=True))
+            columns["true_image"] = [member.get(key, key) for key in columns["true_image"]]
+        return cls(
+            path=path,
+            columns=columns,
+            images=[(archive, one.image_array) for one in good if one.image_array is not None],
+            captions=[(archive, one.caption_array) for one in good if one.caption_array is not None],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    key: str
+    texts: dict[str, str]
+    image_array: str | None
+    caption_array: str | None
+
+
+def _sample(archive: Archive, key: str, parts: dict[str, str], bad: BadRows, row: int) -> _Sample:
+    picture = next((parts[ending] for ending in PICTURES if ending in parts), None)
+    array = next((parts[ending] for ending in IMAGE_ARRAYS if ending in parts), None)
+    if picture is None and array is None:
+        bad.add(row, f"{key} has neither a picture nor KEY.image.npy", "pack one with it")
+    about = _about(archive, key, parts.get("json"), bad, row)
+    caption = about.get("caption")
+    if "txt" in parts:
+        try:
+            caption = archive.read(parts["txt"]).decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            bad.add(row, f"{parts['txt']} is not UTF-8", "save it in that encoding")
+    if CAPTION_ARRAY not in parts and not (isinstance(caption, str) and caption.strip()):
+        bad.add(row, f"{key} has no caption", "write KEY.txt, or KEY.json with a caption")
+    texts = {"image": f"{archive.path.name}/{picture or array}", "caption": str(caption or key)}
+    texts |= {name: _cell(about[name]) for name in _TRUTH if about.get(name) is not None}
+    if any(is_broken(text) for text in texts.values()):
+        bad.add(row, f"{key} has half of a character (a lone surrogate)", "write it anew, as UTF-8")
+    texts.setdefault("pair_id", f"{archive.path.stem}/{key}")
+    return _Sample(key=key, texts=texts, image_array=array, caption_array=parts.get(CAPTION_ARRAY))
+
+
+def _about(archive: Archive, key: str, name: str | None, bad: BadRows, row: int) -> dict[str, Any]:
+    if name is None:
+        return {}
+    try:
+        about = json.loads(archive.read(name))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        bad.add(row, f"{name} is no JSON object", 'write {"caption": …}')
+        return {}
+    return about
+
+
+def _cell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------------- parquet
+
+
+def parquet_rows(shard: Path) -> int:
+    """Rows of a Parquet shard.
+
+    Raises:
+        InputError: it cannot be read, or lacks a column of embeddings.
+    """
+    with _parquet(shard) as file:
+        return int(file.metadata.num_rows)
+
+
+def parquet_embeddings(shard: Path, *, size: int = BATCH) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Embeddings of images and of captions, some rows at a time.
+
+    Raises:
+        InputError: as `parquet_rows`, and embeddings of several lengths; names the row.
+    """
+    with _parquet(shard) as file:
+        row = 0
+        try:
+            for batch in file.iter_batches(batch_size=size, columns=[IMAGE_EMBEDDING, CAPTION_EMBEDDING]):
+                yield _matrix(shard, IMAGE_EMBEDDING, batch, row), _matrix(shard, CAPTION_EMBEDDING, batch, row)
+                row += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(shard, error) from error
+
+
+def parquet_texts(shard: Path) -> dict[str, list[str]]:
+    """The columns of texts that we know, those that are there.
+
+    Raises:
+        InputError: a cell that is no text; names the row.
+    """
+    with _parquet(shard) as file:
+        try:
+            table = file.read(columns=[name for name in TEXTS if name in file.schema_arrow.names])
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(shard, error) from error
+    return {name: _texts(shard, name, table[name]) for name in table.column_names}
+
+
+def _parquet(shard: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(shard)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(shard, error) from error
+    for name in (IMAGE_EMBEDDING, CAPTION_EMBEDDING):
+        if name not in file.schema_arrow.names:
+            present = ", ".join(file.schema_arrow.names) or "none"
+            raise InputError(
+                f"{shard}: no column {name!r} among its columns ({present}); shards of Parquet hold embeddings, and a "
+                "table of image files is given by itself"
+            )
+    return file
+
+
+def _unreadable(shard: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{shard}: cannot be read as Parquet ({reason}); write it again")
+
+
+def _matrix(shard: Path, name: str, batch: pa.RecordBatch, row: int) -> NDArray[Any]:
+    column = batch.column(name)
+    kind = column.type
+    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or (
+        kind.value_type not in (pa.float16(), pa.float32(), pa.float64())
+    ):
+        raise InputError(f"{shard}: {name} is {kind}; write lists of floats, all of one length")
+    lengths = np.asarray(pc.list_value_length(column).fill_null(-1))
+    if len(odd := np.flatnonzero((lengths != lengths[0]) | (lengths < 1))):
+        raise InputError(f"{shard}:row {row + odd[0] + 1}: {name} has another length; make all of one length")
+    values = column.flatten()
+    if values.null_count:
+        raise InputError(f"{shard}: {name} has empty entries from row {row + 1} on; fill them, or leave such rows out")
+    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
+
+
+def _texts(shard: Path, name: str, column: pa.ChunkedArray) -> list[str]:
+    cells = column.to_pylist()
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str | int | float):
+            raise InputError(f"{shard}:row {row + 1}: {name} is {type(cell).__name__}, not a text; write one")
+    return [_cell(cell) for cell in cells]
+
+
+def _read_parquet(shards: Sequence[Path]) -> Samples:
+    """Texts into memory, embeddings into arrays of the cache: Parquet has no way to a single row."""
+    state = [(str(one.absolute()), one.stat().st_size, one.stat().st_mtime_ns) for one in shards]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    images, captions = (cache_folder() / "shards" / f"{key}-{what}.npy" for what in ("images", "captions"))
+    columns: dict[str, list[str]] | None = None
+    for shard in shards:
+        texts = parquet_texts(shard)
+        columns = {name: [] for name in texts} if columns is None else columns
+        if set(columns) != set(texts):
+            raise InputError(f"{shard}: has other columns than {shards[0].name}; write all alike")
+        for name, cells in texts.items():
+            columns[name] += cells
+    assert columns is not None
+    rows = sum(map(parquet_rows, shards))
+    if not (images.exists() and captions.exists()):
+        with written_whole(images) as one, written_whole(captions) as two:
+            unpack_embeddings(shards, rows, one, two)
+    columns.setdefault("image", [f"image {row}" for row in range(rows)])
+    columns.setdefault("caption", [f"caption {row}" for row in range(rows)])
+    return Samples(columns=columns, images=Features.open(images), captions=Features.open(captions))
+
+
+def unpack_embeddings(shards: Sequence[Path], rows: int, images: Path, captions: Path) -> None:
+    """Write the embeddings of Parquet shards, of so many rows in all, as two .npy files.
+
+    Raises:
+        InputError: as `parquet_embeddings`, other dimensions from shard to shard, or no row at all.
+    """
+    arrays: list[NDArray[Any]] = []
+    row = 0
+    for shard in shards:
+        for found in parquet_embeddings(shard):
+            if not arrays:
+                arrays = [
+                    open_memmap(path, mode="w+", dtype=one.dtype, shape=(rows, one.shape[1]))  # type: ignore[no-untyped-call]
+                    for path, one in zip((images, captions), found, strict=True)
+                ]
+            for array, one in zip(arrays, found, strict=True):
+                if one.shape[1] != array.shape[1]:
+                    raise InputError(f"{shard}: {one.shape[1]} dimensions after {array.shape[1]}; make all alike")
+                array[row : row + len(one)] = one
+            row += len(found[0])
+    if not arrays:
+        raise InputError(f"{shards[0]}: no rows; leave it out")
