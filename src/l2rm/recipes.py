@@ -111,6 +111,7 @@ def faithful(config: TrainConfig, *, injected: bool = True) -> TrainConfig:
         monotone=False,
         smoothing=0.0,
         queue_size=0,
+        cost="linear",
         matched_objective="max_violation",
         scope="batch",
         rematch_weight=1.0,

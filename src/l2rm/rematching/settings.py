@@ -26,8 +26,14 @@ class RematchingConfig:
     forbid: Literal["pair", "image", "nothing"] = "image"
     """Which cells a plan may not use. image: wherever the caption's given image stands. pair: the diagonal alone, as
     published for injected mismatches. nothing: as published where none were injected, as on CC152K."""
+    cost: Literal["linear", "equivariant"] = "linear"
+    """What is learned of similarities before they are transported. linear: a layer over the captions of a batch, from
+    known matches, as published. equivariant: how likely a cell is no match, by its row and column, from known matches and
+    known non-matches; with scope="dataset" learned anew for each plan."""
     cost_lr: float = 2e-6
-    """Learning rate of the cost."""
+    """Learning rate of the linear cost."""
+    equivariant_lr: float = 0.01
+    """Learning rate of the equivariant cost."""
     planted: float = 0.1
     """The cost update plants between 1 and this share of the matched batch's images."""
     queue_size: int = 0

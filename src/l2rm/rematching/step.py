@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from l2rm.data.batches import Batch, Batches
 from l2rm.rematching import objectives
 from l2rm.rematching.cost import COST_FLOOR, known_match_loss
+from l2rm.rematching.equivariant import EquivariantCost, known_pairs_loss
 from l2rm.rematching.few import few_pairs
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.rematching.transport import TransportPlan, partial_transport
@@ -75,7 +76,7 @@ class RematchingStep:
         if capacity(forbidden) < self.config.mass:
             return StepResult(loss=terms["matched"], terms=terms)
 
-        terms["cost"] = self.update_cost(matched)
+        terms["cost"] = self.update_cost(matched, mismatched, weights)
         images = mismatched.images
         if len(queue):
             images = torch.cat([images, batches.images(queue.cpu().numpy())])
@@ -98,20 +99,42 @@ class RematchingStep:
         loss: Tensor = objective(self.model.score(images, captions))
         return loss
 
-    def update_cost(self, matched: Batch) -> Tensor:
-        """Lower what the cost charges a few matched images for their own captions; returns what it was.
+    def update_cost(self, matched: Batch, mismatched: Batch, weights: Tensor | None = None) -> Tensor:
+        """Teach the cost by what is known: a few matched images, planted, and their captions; returns its loss.
 
-        The retrieval model is in evaluation mode meanwhile and learns nothing from this.
+        A linear cost learns that those cost nothing. An equivariant one learns to tell them, by the `weights` of the
+        matched batch, from the cells of images of the mismatched batch and captions of the matched one, as far as these
+        are not given each other. The retrieval model is in evaluation mode meanwhile and learns nothing from this.
+
+        Raises:
+            FloatingPointError: a similarity is not finite; the cost has not learned from it.
         """
         most = max(1, int(self.config.planted * len(matched)))
         count = int(torch.randint(1, most + 1, ()))
         own = torch.randperm(len(matched))[:count].to(matched.images.device)
-        planted = self.model.similarity(matched.images[own], matched.captions, matched.lengths)
-        loss = known_match_loss(self.cost, planted, own)
+        if isinstance(self.cost, EquivariantCost):
+            loss = self._known_pairs(self.cost, matched, mismatched, own[: len(mismatched)], weights)
+        else:
+            planted = self.model.similarity(matched.images[own], matched.captions, matched.lengths)
+            loss = known_match_loss(self.cost, planted, own)
         self.cost_optimiser.zero_grad()
         loss.backward()
         self.cost_optimiser.step()
         return loss.detach()
+
+    def _known_pairs(
+        self, cost: EquivariantCost, matched: Batch, mismatched: Batch, own: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """What the cost says of the mismatched batch's images, some replaced by those of `own`, and all captions."""
+        rest = slice(len(own), None)
+        images = torch.cat([matched.images[own], mismatched.images[rest]])
+        ids = torch.cat([matched.image_ids[own], mismatched.image_ids[rest]])
+        S = self.model.similarity(images, matched.captions, matched.lengths).float()
+        if not S.isfinite().all():
+            raise FloatingPointError("a similarity of the pairs that the cost learns from is not finite")
+        given = (ids[:, None] == matched.image_ids[None, :]).to(S)
+        known = given if weights is None else given * weights.to(S)
+        return known_pairs_loss(cost.log_odds(S), known, 1 - given)
 
     def forbidden(self, candidates: Tensor, given: Tensor) -> Tensor:
         """Which cells (candidate images, captions) the plan may not use, for the images that captions are given."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from l2rm.data.batches import Batch, Batches
 from l2rm.rematching.cost import LinearCost
+from l2rm.rematching.equivariant import EquivariantCost
 from l2rm.rematching.step import RematchingStep
 from l2rm.rematching.transport import TransportPlan
 from l2rm.similarity.model import RetrievalModel
@@ -25,8 +26,12 @@ class Rematch(Divided):
 
     def __init__(self, model: RetrievalModel, batches: Batches, config: TrainConfig) -> None:
         super().__init__(model, batches, config)
-        self.cost: nn.Module = LinearCost(config.batch_size).to(batches.device)
-        self.cost_optimiser = torch.optim.Adam(self.cost.parameters(), lr=config.rematching.cost_lr)
+        settings = config.rematching
+        equivariant = settings.cost == "equivariant"
+        cost = EquivariantCost(settings.tau) if equivariant else LinearCost(config.batch_size)
+        self.cost: nn.Module = cost.to(batches.device)
+        self.cost_lr = settings.equivariant_lr if equivariant else settings.cost_lr
+        self.cost_optimiser = torch.optim.Adam(self.cost.parameters(), lr=self.cost_lr)
         self.step = RematchingStep(model, self.cost, self.cost_optimiser, config.rematching)
         pairs = batches.pairs
         queue = np.random.default_rng((config.seed, len(pairs))).integers(pairs.n_images, size=self._queue_extra)
@@ -46,7 +51,7 @@ class Rematch(Divided):
 
     def set_learning_rate(self, factor: float) -> None:
         for group in self.cost_optimiser.param_groups:
-            group["lr"] = self.config.rematching.cost_lr * factor
+            group["lr"] = self.cost_lr * factor
 
     def steps(self, epoch: int) -> tuple[Iterable[Step], int]:
         if self.stage(epoch) == "warm-up":
