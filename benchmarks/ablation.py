@@ -66,6 +66,8 @@ ROWS = (
     Row(name=BASE, beside=BASE),
     Row(name=BASE_BATCH, beside=BASE, rematching=BATCH),
     Row(name="no rematching", beside=BASE, method="division"),
+    Row(name="equivariant cost", beside=BASE, rematching={"cost": "equivariant"}),
+    Row(name="plans of a batch, equivariant cost", beside=BASE_BATCH, rematching={**BATCH, "cost": "equivariant"}),
     Row(name="threshold instead of weights", beside=BASE, rematching={"take": "threshold"}, start="division"),
     Row(name="one plan, not repeated", beside=BASE, rematching={"rematch_every": 4}),
     Row(name="plans of a batch, rows instead of masses", beside=BASE_BATCH, rematching={**BATCH, "targets": "rows"}),

@@ -94,14 +94,21 @@ class EquivariantCost(nn.Module):
 
     def log_odds(self, S: Tensor) -> Tensor:
         """`f`: how likely each image and caption belong together, `log(1 − C) − log C`."""
+        return self.judged(self.features(S))
+
+    def features(self, S: Tensor) -> Tensor:
+        """`x`, (images, captions, 8), of the similarities of a batch; nothing in it is learned."""
         rows, columns = Context.of(S, self.tau), Context.of(S.T, self.tau)
         centred = S - rows.mean[:, None] - columns.mean[None, :] + S.mean()
-        return self.combined(S, centred, rows.features(S), [part.T for part in columns.features(S.T)])
+        return self.joined(S, centred, rows.features(S), [part.T for part in columns.features(S.T)])
 
-    def combined(self, s: Tensor, centred: Tensor, in_row: list[Tensor], in_column: list[Tensor]) -> Tensor:
-        """`f` of similarities, less the means, whose features in row and column are known; all of one shape."""
+    def joined(self, s: Tensor, centred: Tensor, in_row: list[Tensor], in_column: list[Tensor]) -> Tensor:
+        """`x` of similarities, the same less the means, and what `Context.features` tells of them; all of one shape."""
         scaled = [part / self.tau for part in (s, centred, *in_row[:2], *in_column[:2])]
-        x = torch.stack([*scaled, in_row[2], in_column[2]], dim=-1)
+        return torch.stack([*scaled, in_row[2], in_column[2]], dim=-1)
+
+    def judged(self, x: Tensor) -> Tensor:
+        """`f(x)`, of features (…, 8)."""
         through = x @ F.softplus(self.inward).T
         hidden = torch.tanh(through[..., 1:] + self.shift) @ F.softplus(self.outward)
         found: Tensor = self.bias + through[..., 0] + hidden
