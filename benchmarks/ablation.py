@@ -68,6 +68,12 @@ ROWS = (
     Row(name="no rematching", beside=BASE, method="division"),
     Row(name="equivariant cost", beside=BASE, rematching={"cost": "equivariant"}),
     Row(name="plans of a batch, equivariant cost", beside=BASE_BATCH, rematching={**BATCH, "cost": "equivariant"}),
+    Row(name="plans of a batch, memory of 4,096", beside=BASE_BATCH, rematching={**BATCH, "memory": 4096}),
+    Row(
+        name="plans of a batch, memory, equivariant cost",
+        beside=BASE_BATCH,
+        rematching={**BATCH, "memory": 4096, "cost": "equivariant"},
+    ),
     Row(name="threshold instead of weights", beside=BASE, rematching={"take": "threshold"}, start="division"),
     Row(name="one plan, not repeated", beside=BASE, rematching={"rematch_every": 4}),
     Row(name="plans of a batch, rows instead of masses", beside=BASE_BATCH, rematching={**BATCH, "targets": "rows"}),
@@ -76,6 +82,9 @@ ROWS = (
     Row(name="one round of division", beside=BASE, rematching={"fold_rounds": 1}, start="nothing"),
     Row(name="captions by themselves", beside=BASE, rematching={"evidence": "pair"}, start="nothing"),
     Row(name="division by losses, Beta", beside=BASE, rematching=LOSSES, start="nothing"),
+    Row(
+        name="division by losses, Gaussian", beside=BASE, rematching={**LOSSES, "mixture": "gaussian"}, start="nothing"
+    ),
 )
 
 

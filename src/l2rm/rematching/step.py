@@ -11,9 +11,10 @@ from l2rm.rematching import objectives
 from l2rm.rematching.cost import COST_FLOOR, known_match_loss
 from l2rm.rematching.equivariant import EquivariantCost, known_pairs_loss
 from l2rm.rematching.few import few_pairs
+from l2rm.rematching.memory import Memory, first_places, plan_from_many
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.rematching.transport import TransportPlan, partial_transport
-from l2rm.similarity.model import RetrievalModel
+from l2rm.similarity.model import Encoded, RetrievalModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,15 @@ class StepResult:
     """What one step found.
 
     `loss` to be differentiated; its `terms` by name (and what the cost update lowered); the `plan`, with `candidates`,
-    the image (id) of each of its rows; both None where nothing was rematched.
+    the image (id) of each of its rows; both None where nothing was rematched. `memory`: what a next step may choose from
+    besides.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     plan: TransportPlan | None = None
     candidates: Tensor | None = None
+    memory: Memory | None = None
 
 
 class RematchingStep:
@@ -60,8 +63,12 @@ class RematchingStep:
         mismatched: Batch | None,
         queue: Tensor,
         weights: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> StepResult:
         """`weights (B,)`: how far each pair of `matched` is taken as matched; None: in full.
+
+        With a `memory`, the plan chooses from its images, too, and every image can take a whole caption; the model
+        learns from these cells by the captions alone.
 
         Raises:
             FloatingPointError: a loss or a similarity is not finite; the cost has not learned from it.
@@ -70,24 +77,42 @@ class RematchingStep:
         if not terms["matched"].isfinite():
             raise FloatingPointError(f"the loss is {float(terms['matched'].detach())}")
         if mismatched is None:
-            return StepResult(loss=terms["matched"], terms=terms)
+            return StepResult(loss=terms["matched"], terms=terms, memory=memory)
         candidates = torch.cat([mismatched.image_ids, queue])
         forbidden = self.forbidden(candidates, mismatched.image_ids)
-        if capacity(forbidden) < self.config.mass:
+        if memory is None and capacity(forbidden) < self.config.mass:
             return StepResult(loss=terms["matched"], terms=terms)
 
         terms["cost"] = self.update_cost(matched, mismatched, weights)
         images = mismatched.images
         if len(queue):
             images = torch.cat([images, batches.images(queue.cpu().numpy())])
-        S = self.model(images, mismatched.captions, mismatched.lengths)
-        if not S.isfinite().all():
-            raise FloatingPointError("a similarity of the pairs to rematch is not finite")
-        plan = self.rematch(S, forbidden)
+        encoded = self.model.encode_images(images)
+        captions = self.model.encode_captions(mismatched.captions, mismatched.lengths)
+        plan: TransportPlan | None
+        if memory is None:
+            S = finite(self.model.score(encoded, captions))
+            plan = self.rematch(S, forbidden)
+        else:
+            candidates, encoded, memory = self._with_memory(candidates, encoded, memory)
+            S = finite(self.model.score(encoded, captions))
+            plan = self.rematch_from_many(S, self.forbidden(candidates, mismatched.image_ids))
+            if plan is None:
+                return StepResult(loss=terms["matched"], terms=terms, memory=memory)
         learn = objectives.symmetric_kl if self.config.targets == "rows" else objectives.transported
         terms["rematched"] = learn(S, plan.matrix, self.config.tau)
         loss = terms["matched"] + self.config.rematch_weight * terms["rematched"]
-        return StepResult(loss=loss, terms=terms, plan=plan, candidates=candidates)
+        return StepResult(loss=loss, terms=terms, plan=plan, candidates=candidates, memory=memory)
+
+    def _with_memory(self, ids: Tensor, encoded: Encoded, memory: Memory) -> tuple[Tensor, Encoded, Memory]:
+        """Each image of the batch once, then those of the memory; and the memory as it is for the next step."""
+        vectors = encoded.whole
+        first = first_places(ids)
+        ids, vectors = ids[first], vectors[first]
+        older = memory.without(ids)
+        everything = torch.cat([vectors, older.vectors.to(vectors)]) if len(older) else vectors
+        together = torch.cat([ids, older.ids.to(ids)])
+        return together, Encoded(everything), memory.newer(ids, vectors, size=self.config.memory)
 
     def learn_matched(self, matched: Batch, weights: Tensor | None) -> Tensor:
         """What matched pairs teach; where that hangs on few pairs of images and captions, only those carry gradient."""
@@ -155,6 +180,28 @@ class RematchingStep:
             tolerance=self.config.tolerance,
             max_iterations=self.config.max_iterations,
         )
+
+    @torch.no_grad()
+    def rematch_from_many(self, S: Tensor, forbidden: Tensor) -> TransportPlan | None:
+        """As `rematch`, from many more images than captions; None where nothing can be carried."""
+        return plan_from_many(
+            self.cost(S.detach()).clamp(min=COST_FLOOR),
+            forbidden,
+            mass=self.config.mass,
+            reg=self.config.reg,
+            tolerance=self.config.tolerance,
+            max_iterations=self.config.max_iterations,
+        )
+
+
+def finite(S: Tensor) -> Tensor:
+    """
+    Raises:
+        FloatingPointError: a similarity is not finite.
+    """
+    if not S.isfinite().all():
+        raise FloatingPointError("a similarity of the pairs to rematch is not finite")
+    return S
 
 
 def capacity(forbidden: Tensor) -> float:

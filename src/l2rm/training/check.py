@@ -21,6 +21,7 @@ LOWEST: dict[str, float] = {
     "rematching.max_iterations": 1,
     "rematching.planted": 0,
     "rematching.queue_size": 0,
+    "rematching.memory": 0,
     "rematching.smoothing": 0,
     "rematching.matched_above": 0,
     "rematching.folds": 0,
@@ -45,6 +46,7 @@ POSITIVE = (
     "rematching.mass",
     "rematching.reg",
     "rematching.tolerance",
+    "rematching.equivariant_lr",
     "crcl.early_share",
 )
 HIGHEST: dict[str, float] = {"rematching.mass": 1, "rematching.planted": 1, "crcl.momentum": 1}
@@ -84,6 +86,11 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(
             f"rematching.queue_size: {config.rematching.queue_size} is less than a batch has ({config.batch_size}); "
             "give 0 for the batch alone, or more"
+        )
+    if config.rematching.memory and config.model.similarity != "cosine":
+        raise InputError(
+            f"rematching.memory: {config.model.similarity} compares regions with words, which a memory would have to hold; "
+            "give 0"
         )
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(
