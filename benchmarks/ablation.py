@@ -174,7 +174,9 @@ def summed_up(results: Path) -> None:
             continue
         rsums = [line["dev"]["rsum"] for line in mine.values()]
         beside = values.get(row.beside, {})
-        apart = [mine[seed]["dev"]["rsum"] - beside[seed]["dev"]["rsum"] for seed in sorted(mine.keys() & beside.keys())]
+        apart = [
+            mine[seed]["dev"]["rsum"] - beside[seed]["dev"]["rsum"] for seed in sorted(mine.keys() & beside.keys())
+        ]
         rows.append(
             {
                 "row": row.name,

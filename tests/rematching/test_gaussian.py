@@ -49,9 +49,7 @@ def test_units_of_the_losses_do_not_matter(scale, shift, seed):
     )
 
 
-@pytest.mark.parametrize(
-    ("losses", "message"), [([], "there are none"), ([0.0, float("nan")], "loss 1 is not finite")]
-)
+@pytest.mark.parametrize(("losses", "message"), [([], "there are none"), ([0.0, float("nan")], "loss 1 is not finite")])
 def test_what_cannot_be_divided_is_refused(losses, message):
     with pytest.raises(InputError, match=message):
         GaussianMixture.fit(torch.tensor(losses))
@@ -90,9 +88,7 @@ def test_em_is_that_of_plain_loops(seed):
     np.testing.assert_allclose(mixture.match_probability(losses), matched, atol=1e-8)
 
 
-@given(
-    losses=st.lists(st.floats(-5, 5), min_size=1, max_size=40), one_mode=st.sampled_from(["matched", "mixture"])
-)
+@given(losses=st.lists(st.floats(-5, 5), min_size=1, max_size=40), one_mode=st.sampled_from(["matched", "mixture"]))
 def test_whatever_the_losses_probabilities_are_in_bounds_and_never_rise(losses, one_mode):
     losses = torch.tensor(losses)
     mixture = GaussianMixture.fit(losses, one_mode=one_mode)

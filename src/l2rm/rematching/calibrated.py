@@ -89,9 +89,7 @@ class Calibrated:
         return replace(found, images=images, scores=odds)
 
 
-def learn_cost(
-    scores: Blocks, own: Integers, images: Integers, *, tau: float, seed: int
-) -> EquivariantCost:
+def learn_cost(scores: Blocks, own: Integers, images: Integers, *, tau: float, seed: int) -> EquivariantCost:
     """Learn an equivariant cost from captions whose image is known.
 
     A lesson is captions, as many images that are not theirs, and among these a tenth of their own: known matches, in

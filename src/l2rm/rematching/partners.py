@@ -118,7 +118,9 @@ def find_partners(
     if reg is None or share is None or cost == "equivariant":
         units_of_control = _control_units(np.flatnonzero(probability >= below), image_of, level, seed)
         if cost == "equivariant":
-            found, control = _calibrated(scores, units, found, units_of_control, image_of, images, candidates, tau, seed)
+            found, control = _calibrated(
+                scores, units, found, units_of_control, image_of, images, candidates, tau, seed
+            )
         else:
             control = _control(scores, units_of_control, images, image_of, candidates)
         learned = _learned(control, found) if control.is_enough else (_REG_WITHOUT_CONTROL, 0.5)
