@@ -205,7 +205,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         apart = ", ".join(f"{one:+.1f}" for one in row["difference"]) or "–"
         hit = "–" if row["hit1"] is None else f"{100 * row['hit1']:.1f} %"
         lines.append(
-            f"| {row['row']} | {len(row['seeds'])} | {rsum} | {row['beside'] if row['difference'] else '–'} | {apart} | "
+            f"| {row['row']} | {len(row['seeds'])} | {rsum} | {row['beside'] if apart != '–' else '–'} | {apart} | "
             f"{row['auroc']:.3f} | {100 * row['estimated_ratio']:.1f} % | {hit} |"
         )
     return "\n".join(lines) + "\n"

@@ -93,7 +93,7 @@ def test_a_peaked_row_costs_less_than_a_flat_one_of_the_same_similarity():
 
 
 def test_batches_of_other_sizes_come_to_much_the_same_costs():
-    """The same 40 images and captions beside 40, 120 and 360 others of one distribution: means over more of the same."""
+    """The same 40 images and captions beside 40, 120 and 360 others of one distribution."""
     S, cost = 0.1 * torch.randn(400, 400, generator=torch.Generator().manual_seed(0)), EquivariantCost(0.1)
     costs = [cost(S[:n, :n])[:40, :40].detach() for n in (80, 160, 400)]
     spread = float(costs[2].std())
@@ -154,7 +154,7 @@ def test_nothing_is_a_minimum_that_does_not_tell_pairs_apart():
     assert min(told) == told[2] == pytest.approx(math.log(2))
     assert told[4] > 9  # a cost of (almost) zero everywhere
     cost = learned(100)
-    assert float(known_pairs_loss(cost.log_odds(S), match, 1 - match)) < 0.5
+    assert float(known_pairs_loss(cost.log_odds(S), match, 1 - match).detach()) < 0.5
     with torch.no_grad():  # zero everywhere: the loss leads away from it
         cost.bias.fill_(20.0)
     known_pairs_loss(cost.log_odds(S), match, 1 - match).backward()

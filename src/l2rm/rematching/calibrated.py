@@ -85,8 +85,8 @@ class Calibrated:
         """The same candidates by log-odds, best first; `found` is of all captions of `scores`, in their order."""
         odds = self.log_odds(scores, found.scores, found.images)
         order = np.argsort(-odds, axis=1, kind="stable")
-        images, odds = (np.take_along_axis(part, order, axis=1) for part in (found.images, odds))
-        return replace(found, images=images, scores=odds)
+        images = np.take_along_axis(found.images, order, axis=1)
+        return replace(found, images=images, scores=np.take_along_axis(odds, order, axis=1))
 
 
 def learn_cost(scores: Blocks, own: Integers, images: Integers, *, tau: float, seed: int) -> EquivariantCost:

@@ -118,7 +118,7 @@ class EquivariantCost(nn.Module):
 def known_pairs_loss(log_odds: Tensor, matched: Tensor, others: Tensor) -> Tensor:
     """Logistic loss of cells known to match and of cells known not to, half of the weight each.
 
-    `½ mean_matched −log(1 − C) + ½ mean_others −log C`. A cost of 0 everywhere makes the second part infinite, a cost of
+    `½ mean_matched −log(1 − C) + ½ mean_others −log C`. A cost of 0 everywhere makes the second part infinite, one of
     1 the first; not knowing anything, `C = ½`, has loss log 2.
 
     Args:

@@ -56,8 +56,8 @@ def plan_from_many(
     """The plan from many images (rows) to few captions (columns), by the images that cost each caption least.
 
     A caption weighs `1/m`, and so does an image, however many there are: each can take one caption. (In
-    `partial_transport` rows weigh `1/n`; of many rows each could take a small part of a caption only, and a caption would
-    have to be spread over many.) Cells beyond the `CANDIDATES` best of a caption carry nothing.
+    `partial_transport` rows weigh `1/n`; of many rows each could take a small part of a caption only, and a caption
+    would have to be spread over many.) Cells beyond the `CANDIDATES` best of a caption carry nothing.
 
     Args:
         cost: `(n, m)`.

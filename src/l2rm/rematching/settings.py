@@ -28,8 +28,8 @@ class RematchingConfig:
     published for injected mismatches. nothing: as published where none were injected, as on CC152K."""
     cost: Literal["linear", "equivariant"] = "linear"
     """What is learned of similarities before they are transported. linear: a layer over the captions of a batch, from
-    known matches, as published. equivariant: how likely a cell is no match, by its row and column, from known matches and
-    known non-matches; with scope="dataset" learned anew for each plan."""
+    known matches, as published. equivariant: how likely a cell is no match, by its row and column, from known matches
+    and known non-matches; with scope="dataset" learned anew for each plan."""
     cost_lr: float = 2e-6
     """Learning rate of the linear cost."""
     equivariant_lr: float = 0.01
@@ -71,8 +71,8 @@ class RematchingConfig:
     matched_above: float = 0.5
     """Pairs whose match probability is above this are taken as matched; the others are rematched."""
     one_mode: Literal["matched", "mixture"] = "matched"
-    """When one Beta (or Gaussian) explains the losses as well as two. matched: nothing is suspect. mixture: split all the same, as
-    published."""
+    """When one Beta (or Gaussian) explains the losses as well as two. matched: nothing is suspect. mixture: split
+    all the same, as published."""
     mixture: Literal["beta", "gaussian"] = "beta"
     """What is fitted to losses, without folds. beta: two Beta distributions, as published. gaussian: two Gaussians."""
     estimator: Literal["likelihood", "moments"] = "likelihood"

@@ -22,8 +22,8 @@ class StepResult:
     """What one step found.
 
     `loss` to be differentiated; its `terms` by name (and what the cost update lowered); the `plan`, with `candidates`,
-    the image (id) of each of its rows; both None where nothing was rematched. `memory`: what a next step may choose from
-    besides.
+    the image (id) of each of its rows; both None where nothing was rematched. `memory`: what a next step may choose
+    from besides.
     """
 
     loss: Tensor

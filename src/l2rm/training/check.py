@@ -89,8 +89,8 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.rematching.memory and config.model.similarity != "cosine":
         raise InputError(
-            f"rematching.memory: {config.model.similarity} compares regions with words, which a memory would have to hold; "
-            "give 0"
+            f"rematching.memory: {config.model.similarity} compares regions with words, which a memory would have to "
+            "hold; give 0"
         )
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(

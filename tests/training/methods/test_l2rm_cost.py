@@ -95,5 +95,5 @@ def test_gaussians_divide_as_betas_do(small, tmp_path):
 def test_a_memory_wants_whole_vectors(small, tmp_path):
     config = small.small_config(rematching={"memory": 10})
     config = type(config)(**{**vars(config), "model": type(config.model)(similarity="sgr")})
-    with pytest.raises(InputError, match="rematching.memory: sgr compares regions"):
+    with pytest.raises(InputError, match=r"rematching\.memory: sgr compares regions"):
         small.train(small.small_train(), small.small_dev(), config, tmp_path / "run", progress=False)
