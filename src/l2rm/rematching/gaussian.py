@@ -134,8 +134,8 @@ class GaussianMixture:
         Args:
             losses: any shape.
             monotone: two Gaussians of different spread cross twice, so that beyond its turning point the posterior
-                gives a higher loss a higher probability. True holds it at its value there; False is the raw posterior, as
-                published.
+                gives a higher loss a higher probability. True holds it at its value there; False is the raw
+                posterior, as published.
         """
         if self.degenerate:
             return torch.ones(losses.shape, dtype=torch.float64)
