@@ -67,6 +67,7 @@ def test_serve(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("l2rm-serve-*"))
 
 
+@pytest.mark.slow
 def test_ablation(tmp_path: Path) -> None:
     data, generator = tmp_path / "data", np.random.default_rng(0)
     data.mkdir()
