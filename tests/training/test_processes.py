@@ -66,7 +66,7 @@ def by_two(out, *names):
     return said
 
 
-QUICK, LONG = ("plain", "warmup", "l2rm", "dataset"), ("ncr", "crcl", "sgr", "saf")
+QUICK, LONG = ("plain", "warmup", "l2rm", "dataset"), ("memory", "ncr", "crcl", "sgr", "saf")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_two_processes_reproduce_one(name, one, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ncr", "crcl", "sgr"])
+@pytest.mark.parametrize("name", ["memory", "ncr", "crcl", "sgr"])
 def test_two_processes_reproduce_one_longer(name, one, long):
     assert_reproduced(one(name), long[0] / name)
 
