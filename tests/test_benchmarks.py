@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -65,3 +66,39 @@ def test_serve(tmp_path: Path) -> None:
     assert all(row["queries_s"] > 0 and row["p95_ms"] >= row["p50_ms"] > 0 for row in found["rows"].values())
     assert found["approximate"]["recall"] > 0.8
     assert not list(tmp_path.glob("l2rm-serve-*"))
+
+
+@pytest.mark.slow
+def test_ablation(tmp_path: Path) -> None:
+    data, generator = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    for split, images in (("train", 130), ("dev", 20)):
+        kind = np.arange(images) % 10
+        features = np.eye(10)[kind][:, None] + 0.1 * generator.normal(size=(images, 2, 10))
+        np.save(data / f"{split}_ims.npy", features.astype(np.float32))
+        captions = [f"a thing of kind{k}" for k in kind for _ in range(5)]
+        (data / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+    index = np.arange(130).repeat(5)
+    index[:200] = np.roll(index[:200], 5)
+    np.save(data / "image_31.npy", index)
+    results = tmp_path / "ablation.jsonl"
+    rows = ["l2rm", "no rematching", "threshold instead of weights", "division by losses, Gaussian"]
+    command = [sys.executable, str(SCRIPTS / "ablation.py"), "--data", str(data), "--mismatch", "image_31.npy"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(results), "--seeds", "3", "--rows", *rows]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {row["row"]: row for row in map(json.loads, results.read_text().splitlines())}
+    assert list(found) == rows
+    assert found["l2rm"]["epochs"][:2] == found["no rematching"]["epochs"][:2]  # one warm-up
+    assert found["l2rm"]["auroc"] == found["threshold instead of weights"]["auroc"]  # one division
+    assert 0 <= found["l2rm"]["hit1"] <= 1
+    assert found["no rematching"]["hit1"] is None
+    table = (tmp_path / "ablation.md").read_text().splitlines()
+    assert len(table) == 2 + len(rows)
+    summary = {row["row"]: row for row in json.loads((tmp_path / "ablation.json").read_text())["rows"]}
+    apart = found["no rematching"]["dev"]["rsum"] - found["l2rm"]["dev"]["rsum"]
+    assert summary["no rematching"]["difference"] == [pytest.approx(apart)]
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert len(results.read_text().splitlines()) == len(rows)  # nothing is done twice

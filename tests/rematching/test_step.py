@@ -120,12 +120,12 @@ def test_cost_update_teaches_the_cost_alone_and_leaves_the_mode(batches, trainin
     matched = batches.batch(MATCHED)
     S = step.model.similarity(matched.images, matched.captions, matched.lengths)
     first = known_match_loss(step.cost, S, torch.arange(len(S))).item()
-    step.update_cost(matched)
+    step.update_cost(matched, matched)
     assert step.model.training is training
     assert all(parameter.grad is None for parameter in step.model.parameters())
     assert all(torch.equal(before[name], value) for name, value in step.model.state_dict().items())
     for _ in range(20):
-        step.update_cost(matched)
+        step.update_cost(matched, matched)
     assert known_match_loss(step.cost, S, torch.arange(len(S))).item() < first
     assert not torch.equal(step.cost.weight, LinearCost(8).weight)
 
@@ -136,7 +136,7 @@ def test_cost_is_charged_in_evaluation_mode_for_known_matches(batches):
     matched = batches.batch(MATCHED)
     S = step.model.similarity(matched.images, matched.captions, matched.lengths)
     charges = (1 - S.diagonal()).tolist()
-    charged = step.update_cost(matched).item()
+    charged = step.update_cost(matched, matched).item()
     assert min(abs(charged - charge) for charge in charges) < 1e-5
 
 

@@ -24,6 +24,11 @@ CASES = {
     "plain": {"method": "plain", "objective": "mean_violation"},
     "warmup": {"method": "warmup"},
     "l2rm": {"rematching": SPLIT, "lr": 2e-2, "warmup_epochs": 3},
+    "memory": {
+        "rematching": SPLIT | {"memory": 40, "cost": "equivariant", "targets": "mass", "mass": 0.3},
+        "lr": 2e-2,
+        "warmup_epochs": 3,
+    },
     "dataset": {"rematching": FOLDS | {"rematch_every": 1, "matched_objective": "infonce"}},
     "ncr": {"method": "ncr"},
     "crcl": {"method": "crcl"},

@@ -64,7 +64,7 @@ def by_two(out, *names):
     return said
 
 
-QUICK, LONG = ("l2rm", "dataset"), ("plain", "warmup", "ncr", "crcl", "sgr", "saf")
+QUICK, LONG = ("l2rm", "dataset"), ("plain", "warmup", "memory", "ncr", "crcl", "sgr", "saf")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_two_processes_reproduce_one(name, one, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "warmup", "ncr", "crcl", "sgr"])
+@pytest.mark.parametrize("name", ["plain", "warmup", "memory", "ncr", "crcl", "sgr"])
 def test_two_processes_reproduce_one_longer(name, one, long):
     assert_reproduced(one(name), long[0] / name)
 

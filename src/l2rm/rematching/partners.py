@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from l2rm.rematching.calibrated import Calibrated, learn_cost
 from l2rm.rematching.candidates import Blocks, Candidates, nearest_images
 from l2rm.rematching.control import Control
 from l2rm.rematching.dataset import SparsePlan, sparse_transport, sure_mass
 from l2rm.rematching.together import Units, UnitScores
 
 Level = Literal["image", "caption"]
+Cost = Literal["linear", "equivariant"]
 Nearest = Callable[[Units, NDArray[np.int64], int], Candidates]
 """Units, the images that they may be given and how many -> their best ones, the given image left out."""
 
@@ -56,6 +58,8 @@ def find_partners(
     candidates: int = 64,
     share: float | None = None,
     reg: float | None = None,
+    cost: Cost = "linear",
+    tau: float = 0.05,
     seed: int = 0,
     progress: bool = False,
     nearest: Nearest | None = None,
@@ -81,7 +85,11 @@ def find_partners(
         candidates: images a caption (or those that go together) may choose from.
         share: how much of the mismatched captions' weight to move, in (0, 1].
         reg: temperature of the plan, in the unit of the scores.
-        seed: draws the control group where it is larger than 4,000.
+        cost: "linear": what is transported costs less the higher its score. "equivariant": the higher its log-odds of
+            matching, by a cost that the pairs that look matched teach (`l2rm.rematching.calibrated`); `reg` is then in
+            units of log-odds. Candidates are the best-scoring images all the same.
+        tau: temperature of the similarities, for the equivariant cost.
+        seed: draws the control group where it is larger than 4,000, and what the equivariant cost learns from.
         progress: tell on standard error how far it is.
         nearest: finds the candidates of units (many machines may); None for `nearest_images` here.
 
@@ -115,9 +123,14 @@ def find_partners(
         found = _nearest(scores, units, images, image_of, candidates, "finding candidates" if progress else None)
     else:
         found = nearest(units, images, candidates)
-    if reg is None or share is None:
-        matched = np.flatnonzero(probability >= below)
-        control = _control(scores, _units(matched, image_of, level), images, image_of, candidates, seed)
+    if reg is None or share is None or cost == "equivariant":
+        units_of_control = _control_units(np.flatnonzero(probability >= below), image_of, level, seed)
+        if cost == "equivariant":
+            found, control = _calibrated(
+                scores, units, found, units_of_control, image_of, images, candidates, tau, seed
+            )
+        else:
+            control = _control(scores, units_of_control, images, image_of, candidates)
         learned = _learned(control, found) if control.is_enough else (_REG_WITHOUT_CONTROL, 0.5)
         reg, share = reg or learned[0], share or learned[1]
     return _transported(replace(nothing, reg=reg, share=share), units, units.sum(1.0 - probability), found, room)
@@ -145,22 +158,51 @@ def _nearest(
     )
 
 
+def _control_units(matched: NDArray[np.int64], given: NDArray[np.int64], level: Level, seed: int) -> Units:
+    """Pairs that look matched, or some of them."""
+    units = _units(matched, given, level)
+    if len(units) <= CONTROL:
+        return units
+    return units.take(np.sort(np.random.default_rng(seed).choice(len(units), CONTROL, replace=False)))
+
+
 def _control(
-    scores: Blocks,
-    units: Units,
-    images: NDArray[np.int64],
-    given: NDArray[np.int64],
-    candidates: int,
-    seed: int,
+    scores: Blocks, units: Units, images: NDArray[np.int64], given: NDArray[np.int64], candidates: int
 ) -> Control:
     """Pairs that look matched, among the same images as the mismatched ones."""
-    if len(units) > CONTROL:
-        units = units.take(np.sort(np.random.default_rng(seed).choice(len(units), CONTROL, replace=False)))
     if not len(units):
         return Control(own=np.empty(0), others=np.empty((0, 0)))
     others = _nearest(scores, units, images, given, candidates, None).scores
     full = np.isfinite(others).all(axis=1)  # one less where the given image has room too, if images are that few
     return Control(own=UnitScores(scores, units).own(given)[full], others=others[full])
+
+
+def _calibrated(
+    scores: Blocks,
+    suspects: Units,
+    found: Candidates,
+    units: Units,
+    given: NDArray[np.int64],
+    images: NDArray[np.int64],
+    candidates: int,
+    tau: float,
+    seed: int,
+) -> tuple[Candidates, Control]:
+    """Candidates of the suspects, and the control group, by log-odds of a cost that the control group teaches.
+
+    As they are where the control group is too small to teach anything.
+    """
+    control = _control(scores, units, images, given, candidates)
+    if not control.is_enough:
+        return found, control
+    of_suspects, of_control, own = UnitScores(scores, suspects), UnitScores(scores, units), given[units.first]
+    cost = learn_cost(of_control, own, images, tau=tau, seed=seed)
+    calibrated = Calibrated.of(cost, of_suspects, images, own, seed=seed)
+    nearest = _nearest(scores, units, images, given, candidates, None)
+    others = calibrated.candidates(of_control, nearest).scores
+    odds = calibrated.log_odds(of_control, of_control.own(given)[:, None], own[:, None])[:, 0]
+    full = np.isfinite(others).all(axis=1)
+    return calibrated.candidates(of_suspects, found), Control(own=odds[full], others=others[full])
 
 
 def _learned(control: Control, found: Candidates) -> tuple[float, float]:

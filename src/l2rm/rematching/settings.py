@@ -26,12 +26,21 @@ class RematchingConfig:
     forbid: Literal["pair", "image", "nothing"] = "image"
     """Which cells a plan may not use. image: wherever the caption's given image stands. pair: the diagonal alone, as
     published for injected mismatches. nothing: as published where none were injected, as on CC152K."""
+    cost: Literal["linear", "equivariant"] = "linear"
+    """What is learned of similarities before they are transported. linear: a layer over the captions of a batch, from
+    known matches, as published. equivariant: how likely a cell is no match, by its row and column, from known matches
+    and known non-matches; with scope="dataset" learned anew for each plan."""
     cost_lr: float = 2e-6
-    """Learning rate of the cost."""
+    """Learning rate of the linear cost."""
+    equivariant_lr: float = 0.01
+    """Learning rate of the equivariant cost."""
     planted: float = 0.1
     """The cost update plants between 1 and this share of the matched batch's images."""
     queue_size: int = 0
     """Images that a plan may choose from, at least as many as a batch has; 0: the batch's own, as published."""
+    memory: int = 0
+    """Images of earlier steps, as they were encoded then, that a plan may choose from besides (cosine; scope="batch").
+    Each image then takes up to one caption. 0: none, as published."""
     scope: Literal["batch", "dataset"] = "batch"
     """Where suspects look for partners. batch: among the images of a step, as published. dataset: among all images that
     have room, by one sparse transport plan, every rematch_every epochs; its pairs are learned from like given ones."""
@@ -62,8 +71,10 @@ class RematchingConfig:
     matched_above: float = 0.5
     """Pairs whose match probability is above this are taken as matched; the others are rematched."""
     one_mode: Literal["matched", "mixture"] = "matched"
-    """When one Beta explains the losses as well as two. matched: nothing is suspect. mixture: split all the same, as
-    published."""
+    """When one Beta (or Gaussian) explains the losses as well as two. matched: nothing is suspect. mixture: split
+    all the same, as published."""
+    mixture: Literal["beta", "gaussian"] = "beta"
+    """What is fitted to losses, without folds. beta: two Beta distributions, as published. gaussian: two Gaussians."""
     estimator: Literal["likelihood", "moments"] = "likelihood"
     """How the Beta mixture takes the shapes of its components. moments: by mean and variance, as published, for many
     pairs of which a good part comes to have a loss of exactly 0. likelihood: the likeliest, for a few hundred."""

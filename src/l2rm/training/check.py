@@ -24,6 +24,7 @@ LOWEST: dict[str, float] = {
     "rematching.max_iterations": 1,
     "rematching.planted": 0,
     "rematching.queue_size": 0,
+    "rematching.memory": 0,
     "rematching.smoothing": 0,
     "rematching.matched_above": 0,
     "rematching.folds": 0,
@@ -49,6 +50,7 @@ POSITIVE = (
     "rematching.mass",
     "rematching.reg",
     "rematching.tolerance",
+    "rematching.equivariant_lr",
     "crcl.early_share",
     "model.lora_alpha",
 )
@@ -91,6 +93,11 @@ def check_config(config: TrainConfig) -> None:
             "give 0 for the batch alone, or more"
         )
     _check_encoder(config)
+    if config.rematching.memory and config.model.similarity != "cosine":
+        raise InputError(
+            f"rematching.memory: {config.model.similarity} compares regions with words, which a memory would have to "
+            "hold; give 0"
+        )
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(
             f"model.pooling: {config.model.similarity} compares regions with words and pools neither; leave it at mean"

@@ -13,6 +13,7 @@ from l2rm.data.batches import Batches, ahead, shuffled
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.rematching.division import BetaMixture
+from l2rm.rematching.gaussian import GaussianMixture
 from l2rm.rematching.objectives import pair_loss
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.similarity.model import RetrievalModel, evaluating
@@ -51,12 +52,12 @@ def divide(
     previous: NDArray[np.float32] | None = None,
     stop: Callable[[], None] = lambda: None,
 ) -> Division:
-    """Losses (`pair_losses`), then the Beta mixture.
+    """Losses (`pair_losses`), then the mixture that `config` names.
 
     Args:
         model: what is to be asked; its mode is left as it was.
         batches: all training pairs.
-        config: `margin`, `one_mode`, `estimator`, `monotone` and `smoothing` count here.
+        config: `margin`, `mixture`, `one_mode`, `estimator`, `monotone` and `smoothing` count here.
         batch_size: pairs a batch.
         seed: rules which pairs share a batch.
         previous: match probabilities of the division before, for `config.smoothing`.
@@ -66,14 +67,19 @@ def divide(
         InputError: a loss is not finite; names the pair.
     """
     losses = pair_losses(model, batches, margin=config.margin, batch_size=batch_size, seed=seed, stop=stop)
-    mixture = BetaMixture.fit(losses, one_mode=config.one_mode, estimator=config.estimator)
+    mixture: BetaMixture | GaussianMixture
+    if config.mixture == "gaussian":
+        mixture = GaussianMixture.fit(losses, one_mode=config.one_mode)
+        shapes = {"mean": mixture.mean.tolist(), "variance": mixture.variance.tolist()}
+    else:
+        mixture = BetaMixture.fit(losses, one_mode=config.one_mode, estimator=config.estimator)
+        shapes = {"alpha": mixture.alpha.tolist(), "beta": mixture.beta.tolist()}
     probability = mixture.match_probability(losses, monotone=config.monotone).float().numpy()
     if previous is not None and config.smoothing:
         probability = config.smoothing * previous + (1 - config.smoothing) * probability
     probability = trusting(batches.pairs, probability)
     facts = {
-        "alpha": mixture.alpha.tolist(),
-        "beta": mixture.beta.tolist(),
+        **shapes,
         "weight": mixture.weight.tolist(),
         "converged": mixture.converged,
         "degenerate": mixture.degenerate,

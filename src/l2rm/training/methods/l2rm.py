@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from l2rm.data.batches import Batch, Batches
 from l2rm.rematching.cost import LinearCost
+from l2rm.rematching.equivariant import EquivariantCost
+from l2rm.rematching.memory import Memory
 from l2rm.rematching.step import RematchingStep
 from l2rm.rematching.transport import TransportPlan
 from l2rm.similarity.model import RetrievalModel
@@ -25,8 +27,12 @@ class Rematch(Divided):
 
     def __init__(self, model: RetrievalModel, batches: Batches, config: TrainConfig) -> None:
         super().__init__(model, batches, config)
-        self.cost: nn.Module = LinearCost(config.batch_size).to(batches.device)
-        self.cost_optimiser = torch.optim.Adam(self.cost.parameters(), lr=config.rematching.cost_lr)
+        settings = config.rematching
+        equivariant = settings.cost == "equivariant"
+        cost = EquivariantCost(settings.tau) if equivariant else LinearCost(config.batch_size)
+        self.cost: nn.Module = cost.to(batches.device)
+        self.cost_lr = settings.equivariant_lr if equivariant else settings.cost_lr
+        self.cost_optimiser = torch.optim.Adam(self.cost.parameters(), lr=self.cost_lr)
         self.step = RematchingStep(model, self.cost, self.cost_optimiser, config.rematching)
         pairs = batches.pairs
         queue = np.random.default_rng((config.seed, len(pairs))).integers(pairs.n_images, size=self._queue_extra)
@@ -34,6 +40,8 @@ class Rematch(Divided):
             "queue": torch.from_numpy(queue).to(batches.device),
             "rematch_image": torch.full((len(pairs),), -1, device=batches.device),
             "rematch_share": torch.zeros(len(pairs), device=batches.device),
+            "memory_ids": torch.zeros(0, dtype=torch.long, device=batches.device),
+            "memory": torch.zeros(0, config.model.embed_dim, device=batches.device),
         }
 
     @property
@@ -46,7 +54,7 @@ class Rematch(Divided):
 
     def set_learning_rate(self, factor: float) -> None:
         for group in self.cost_optimiser.param_groups:
-            group["lr"] = self.config.rematching.cost_lr * factor
+            group["lr"] = self.cost_lr * factor
 
     def steps(self, epoch: int) -> tuple[Iterable[Step], int]:
         if self.stage(epoch) == "warm-up":
@@ -67,7 +75,12 @@ class Rematch(Divided):
             return super().learn(epoch, *batches)
         matched, suspects = batches
         assert matched is not None
-        result = self.step(self.batches, matched, suspects, self.state["queue"], matched.weights)
+        memory = None
+        if self.config.rematching.memory:
+            memory = Memory(ids=self.state["memory_ids"], vectors=self.state["memory"])
+        result = self.step(self.batches, matched, suspects, self.state["queue"], matched.weights, memory)
+        if result.memory is not None:
+            self.state |= {"memory_ids": result.memory.ids, "memory": result.memory.vectors}
         facts: dict[str, float | Tensor] = {}
         if suspects is not None:
             facts["skipped"] = float(result.plan is None)
@@ -93,7 +106,8 @@ class Rematch(Divided):
         return {"cost": self.cost, "cost_optimiser": self.cost_optimiser}
 
     def restore(self, state: dict[str, Any]) -> None:
-        for name in ("queue", "rematch_image", "rematch_share"):
+        state = {**self.state, **state}  # what was saved before there was a memory has none
+        for name in ("queue", "rematch_image", "rematch_share", "memory_ids", "memory"):
             state[name] = state[name].to(self.batches.device)
         super().restore(state)
 

@@ -118,5 +118,7 @@ def partners_of_suspects(
         below=config.rematching.matched_above,
         level="image" if evidence == "image" else "caption",
         share=1.0,
+        cost=config.rematching.cost,
+        tau=config.rematching.tau,
         seed=config.seed,
     )
