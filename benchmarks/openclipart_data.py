@@ -25,8 +25,8 @@ from l2rm.errors import InputError
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
 CREDIT = (
-    "Clip art: the Open Clip Art Library (openclipart.org), by its many authors, dedicated to the public domain; packed by "
-    "Debian as openclipart-png and openclipart-svg"
+    "Clip art: the Open Clip Art Library (openclipart.org), by its many authors, dedicated to the public domain; "
+    "packed by Debian as openclipart-png and openclipart-svg"
 )
 CLASSES = ("fits", "stale", "generic", "alone", "unchecked")
 """What a title is. fits: shares a word with the file's name. stale: does not, but fits another file that has it (it was
@@ -35,10 +35,11 @@ fewer than one in fifty of them (a collection). alone: shares no word, and no fi
 language, other words, or wrong. unchecked: the name holds no word."""
 RARELY = 0.02
 """Share of its files below which a title that fits some is generic."""
-SAID_OF_ANYTHING = frozenset(
-    "the and for with from part clip art clipart cliparts svg png icon icons iconset theme collection set image picture"
-    " drawing simple new untitled aiga plastik openclipart nicubunu flat etiquette lemon blueberry".split()
+_ANYTHING = (
+    "the and for with from part clip art clipart cliparts svg png icon icons iconset theme collection set image "
+    "picture drawing simple new untitled aiga plastik openclipart nicubunu flat etiquette lemon blueberry"
 )
+SAID_OF_ANYTHING = frozenset(_ANYTHING.split())
 """Words that do not count, in titles nor in names: what is said of any picture, and names of collections of icons."""
 LEAST = 4
 """Letters from which on a word may be found inside another ("pantyhose" in "pantyhose10", "star" in "gramastar")."""
@@ -179,7 +180,7 @@ def name_words(name: str, creators: str) -> tuple[str, ...]:
 
 
 def share_a_word(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two texts have a word of one stem, or one has a word of four letters or more inside a word of the other."""
+    """Whether two texts have a word of one stem, or a stem of one, of four letters or more, is found in the other."""
     stems = [{_STEM(word) for word in text} for text in (one, other)]
     if stems[0] & stems[1]:
         return True

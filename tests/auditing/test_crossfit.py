@@ -14,6 +14,7 @@ from l2rm.data.features import Features
 from l2rm.data.mismatch import inject_mismatches
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
+from l2rm.evaluation.detection import measure_detection
 from l2rm.evaluation.scores import MatrixScores
 from l2rm.training import crossfit
 
@@ -72,6 +73,51 @@ def test_no_judge_has_seen_what_it_judges(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(own) == 90 - len(rows)
         assert not set(groups[pairs.image_of[rows]]) & set(groups[pairs.image_of[np.setdiff1d(everyone, rows)]])
     assert ((found.p_values > 0) & (found.p_values <= 1)).all()
+
+
+def test_no_judge_has_seen_the_words_of_a_caption_that_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = world(90)
+    captions = tuple("Part of a set" if row % 5 == 0 else text for row, text in enumerate(pairs.captions))
+    pairs = replace(pairs, captions=("part of a SET!", *captions[1:]))
+    config = quick(pairs)
+    learned: list[np.ndarray] = []
+    inner = crossfit.warmed_up
+
+    def warmed_up(model, batches, rows, *rest):  # type: ignore[no-untyped-def]
+        learned.append(rows)
+        return inner(model, batches, rows, *rest)
+
+    monkeypatch.setattr(crossfit, "warmed_up", warmed_up)
+    cross_fit_pairs(pairs, config, progress=False)
+    by_image, learned = learned, []
+    assert any((rows % 5 == 0).any() for rows in by_image)
+    by_text = replace(config, rematching=replace(config.rematching, folds_by="image+caption"))
+    found = cross_fit_pairs(pairs, by_text, progress=False)
+    for rows, before in zip(learned, by_image, strict=True):
+        assert set(rows) < set(before)  # folds are as they were
+        held_out = np.setdiff1d(np.arange(90), before)
+        said = {" ".join(pairs.captions[row].lower().strip("!").split()) for row in held_out}
+        assert not said & {pairs.captions[row].lower() for row in rows}
+        assert set(before) - set(rows) == {row for row in before if pairs.captions[row].lower().strip("!") in said}
+    assert len(found.p_values) == 90
+
+
+def test_one_caption_on_many_images_is_found_only_by_judges_that_never_read_it() -> None:
+    """A tenth of the images is of one kind and called "part of a set": learned from its twins, it seems to belong."""
+    pairs = world(300, ratio=0.0)
+    generator, kind = np.random.default_rng(2), np.arange(300) % 4 == 0
+    features = np.asarray(pairs.features.batch(np.arange(300))).reshape(300, -1)  # type: ignore[union-attr]
+    own = features + np.where(kind[:, None], 4 * generator.normal(size=24), 0)
+    captions = tuple("part of a set" if one else text for one, text in zip(kind, pairs.captions, strict=True))
+    pairs = replace(pairs, captions=captions, features=Features(array=own), true_image_of=None)
+    found = {}
+    for by in ("image", "image+caption"):
+        config = quick(pairs)
+        config = replace(config, rematching=replace(config.rematching, folds_by=by))
+        probability = cross_fit_pairs(pairs, config, progress=False).match_probability
+        found[by] = measure_detection(probability, kind).auroc
+    assert found["image"] < 0.7
+    assert found["image+caption"] > found["image"] + 0.15
 
 
 def test_scores_are_means_of_the_two_models_that_know_one_side_less() -> None:
