@@ -40,6 +40,7 @@ from l2rm.training.train import train
 
 RESULTS = Path(__file__).parent / "results" / "openclipart.json"
 DEV, TEST = 400, 600
+TINY = {"batch_size": 8, "warmup_epochs": 6, "rematching_epochs": 1, "device": "cpu"}
 FEW = 5
 """Pictures with one title, from which on the title counts as repeated."""
 WRONG = ("stale", "generic")
@@ -102,10 +103,13 @@ def main() -> None:
     done = {(row["work"], row["seed"]) for row in read_lines(rows)}
     for seed in options.seeds:
         parts = split(art, seed, *((8, 8) if options.tiny else (DEV, TEST)))
-        works: dict[str, Callable[[], dict[str, Any]]] = {"detection": lambda: detected(parts, seed, options.work)}  # noqa: B023
+        recipe = dataclasses.replace(
+            overridden(quickstart(), TINY if options.tiny else {"device": "cpu"}, "recipe"), seed=seed
+        )
+        works: dict[str, Callable[[], dict[str, Any]]] = {"detection": lambda: detected(parts, recipe, options.work)}  # noqa: B023
         for method in METHODS:
             if method.name in options.methods:
-                works[method.name] = lambda method=method: retrieved(parts, method, seed, options.work)  # type: ignore[misc]  # noqa: B023
+                works[method.name] = lambda method=method: retrieved(parts, method, recipe, options.work)  # type: ignore[misc]  # noqa: B023
         for name, work in works.items():
             if (name, seed) not in done:
                 began = time.monotonic()
@@ -155,16 +159,12 @@ def with_truth(art: ClipArt, fits: NDArray[np.bool_]) -> Pairs:
 # ---------------------------------------------------------------------------------------------------------- retrieval
 
 
-def config_of(method: Method, seed: int) -> TrainConfig:
-    """The quick start's recipe with what the method changes."""
-    return dataclasses.replace(overridden(quickstart(), method.config, method.name), seed=seed, device="cpu")
-
-
-def retrieved(parts: Split, method: Method, seed: int, work: Path) -> dict[str, Any]:
+def retrieved(parts: Split, method: Method, recipe: TrainConfig, work: Path) -> dict[str, Any]:
     """Train one method; its rSum by file names, and what its division and its plans found."""
     pairs = with_truth(parts.train, method.fits(parts.train))
-    out = work / "runs" / f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
-    run = train(pairs, parts.dev, config_of(method, seed), out, resume=True, progress=False)
+    out = work / "runs" / f"{method.name.replace(' ', '-').replace(',', '')}-{recipe.seed}"
+    config = overridden(recipe, method.config, method.name)
+    run = train(pairs, parts.dev, config, out, resume=True, progress=False)
     row: dict[str, Any] = {
         "dev": read_record(out)["best"],
         "test": evaluate(run.model, parts.test).to_dict(),
@@ -174,7 +174,7 @@ def retrieved(parts: Split, method: Method, seed: int, work: Path) -> dict[str, 
         probability = run.match_probability(pairs)
         row |= {"estimated_ratio": float(1 - probability.mean()), **measured(probability, parts.train)}
         if method.config["method"] == "l2rm":
-            row["partners"] = partners(run, parts.train, seed)
+            row["partners"] = partners(run, parts.train, recipe.seed)
     return row
 
 
@@ -220,23 +220,23 @@ def _auroc(score: NDArray[np.floating], art: ClipArt, among: NDArray[np.bool_]) 
     return None if wrong.all() or not wrong.any() else measure_detection(score[among], wrong).auroc
 
 
-def detected(parts: Split, seed: int, work: Path) -> dict[str, Any]:
+def detected(parts: Split, recipe: TrainConfig, work: Path) -> dict[str, Any]:
     """Every idea of what tells titles that do not fit: a number a pair that is lower for them."""
-    art, found = parts.train, {}
+    art = parts.train
     ratios: dict[str, float] = {}
     scores: dict[str, Floats] = {"rarity of the title": -np.log(repeats(art.pairs))}
     own = train(
         art.pairs,
         parts.dev,
-        config_of(Method(name="plain", config={"method": "plain", **SCE}), seed),
-        work / "runs" / f"judge-{seed}",
+        overridden(recipe, METHODS[0].config, "plain"),
+        work / "runs" / f"plain-{recipe.seed}",
         resume=True,
         progress=False,
     )
     scores |= by_model(own, art.pairs)
     folds = np.unique(art.group, return_inverse=True)[1]
     for name, settings in (("image", FOLDS), ("image and caption", BY_TEXT)):
-        config = config_of(Method(name=name, config={"rematching": settings}), seed)
+        config = overridden(recipe, {"rematching": settings}, name)
         judged = cross_fit_pairs(art.pairs, config, groups=folds, progress=False)
         scores |= by_folds(f"folds by {name}", -judged.p_values, art.pairs)
         ratios[f"folds by {name}"] = judged.mixture.mismatch_ratio

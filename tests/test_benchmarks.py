@@ -120,10 +120,10 @@ PLACES = ("north", "south", "east", "west", "green")
 def drawn(path: Path, title: str | None, number: int, author: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(number)
-    x, y = generator.integers(0, 34, 2)
-    r, g, b = generator.integers(0, 256, 3)
+    x, y = generator.integers(0, 30, 2)
+    r, g, b = np.random.default_rng(number // len(PLACES)).integers(0, 256, 3)  # a colour for each thing
     metadata = "" if title is None else METADATA.format(title=title, author=author)
-    path.write_text(DRAWN.format(metadata=metadata, x=x, y=y, size=generator.integers(8, 30), r=r, g=g, b=b))
+    path.write_text(DRAWN.format(metadata=metadata, x=x, y=y, size=generator.integers(8, 34), r=r, g=g, b=b))
 
 
 @pytest.fixture
