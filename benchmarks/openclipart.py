@@ -27,6 +27,8 @@ from provenance import provenance
 from scipy.stats import rankdata
 
 from l2rm.auditing.crossfit import cross_fit_pairs
+from l2rm.auditing.duplicate_captions import find_duplicate_captions
+from l2rm.auditing.uninformative import find_uninformative_captions
 from l2rm.benchmark.grid import overridden
 from l2rm.data.pairs import Pairs
 from l2rm.data.texts import text_numbers
@@ -221,9 +223,10 @@ def _auroc(score: NDArray[np.floating], art: ClipArt, among: NDArray[np.bool_]) 
 
 
 def detected(parts: Split, recipe: TrainConfig, work: Path) -> dict[str, Any]:
-    """Every idea of what tells titles that do not fit: a number a pair that is lower for them."""
+    """Every idea of what tells titles that do not fit, a number a pair that is lower for them; and an audit's flags."""
     art = parts.train
     ratios: dict[str, float] = {}
+    flags = {"one caption on different images": find_duplicate_captions(art.pairs, art.group)[0]}
     scores: dict[str, Floats] = {"rarity of the title": -np.log(repeats(art.pairs))}
     own = train(
         art.pairs,
@@ -240,9 +243,17 @@ def detected(parts: Split, recipe: TrainConfig, work: Path) -> dict[str, Any]:
         judged = cross_fit_pairs(art.pairs, config, groups=folds, progress=False)
         scores |= by_folds(f"folds by {name}", -judged.p_values, art.pairs)
         ratios[f"folds by {name}"] = judged.mixture.mismatch_ratio
-    found = {name: measured(score, art) for name, score in scores.items()}
-    true = np.isin(art.kinds, WRONG).sum() / np.isin(art.kinds, ("fits", *WRONG)).sum()
-    return {"pairs": len(art.pairs), "true_ratio": float(true), "estimated_ratio": ratios, "scores": found}
+        flags[f"says nothing, folds by {name}"] = find_uninformative_captions(art.pairs, judged.scores)[0]
+    return {
+        "pairs": len(art.pairs),
+        "true_ratio": float(np.isin(art.kinds, WRONG).sum() / np.isin(art.kinds, ("fits", *WRONG)).sum()),
+        "estimated_ratio": ratios,
+        "scores": {name: measured(score, art) for name, score in scores.items()},
+        "flagged": {
+            name: {kind: float(flag[art.kinds == kind].mean()) for kind in ("fits", *WRONG)}
+            for name, flag in flags.items()
+        },
+    }
 
 
 def by_model(run: Run, pairs: Pairs) -> dict[str, Floats]:
@@ -292,10 +303,13 @@ def summed_up(path: Path, art: ClipArt, rows: list[dict[str, Any]]) -> None:
                 key: spread([row["partners"].get(key) for row in mine]) for key in mine[0]["partners"]
             }
     judged = [row for row in rows if row["work"] == "detection"]
-    detection = {
-        name: {key: spread([row["scores"][name][key] for row in judged]) for key in judged[0]["scores"][name]}
-        for name in (judged[0]["scores"] if judged else {})
-    }
+    detection, flagged = (
+        {
+            name: {key: spread([row[what][name][key] for row in judged]) for key in judged[0][what][name]}
+            for name in (judged[0][what] if judged else {})
+        }
+        for what in ("scores", "flagged")
+    )
     write_json(
         path,
         {
@@ -307,6 +321,7 @@ def summed_up(path: Path, art: ClipArt, rows: list[dict[str, Any]]) -> None:
             "examples": {kind: examples(art, kind) for kind in CLASSES},
             "retrieval": retrieval,
             "detection": detection,
+            "flagged": flagged,
             "true_ratio": spread([row["true_ratio"] for row in judged]),
             "estimated_ratio": {
                 name: spread([row["estimated_ratio"][name] for row in judged])
@@ -319,7 +334,7 @@ def summed_up(path: Path, art: ClipArt, rows: list[dict[str, Any]]) -> None:
     for name, one in retrieval.items():
         rsums = "  ".join(f"{part} {told(one[f'{part}_rsum'])}" for part in ("test", "test_fits", "dev"))
         print(f"{name:<40}rSum {rsums}")
-    for name, one in detection.items():
+    for name, one in (detection | flagged).items():
         print(f"{name:<70}" + "  ".join(told(value, 3) for value in one.values()))
 
 
