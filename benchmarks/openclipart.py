@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import logging
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,8 +113,7 @@ def main() -> None:
                 works[method.name] = lambda method=method: retrieved(parts, method, recipe, options.work)  # type: ignore[misc]  # noqa: B023
         for name, work in works.items():
             if (name, seed) not in done:
-                began = time.monotonic()
-                row = {"work": name, "seed": seed, **work(), "seconds": round(time.monotonic() - began, 1)}
+                row = {"work": name, "seed": seed, **work()}
                 write_lines(rows, [*read_lines(rows), {**row, **provenance()}])
                 print(row, flush=True)
     summed_up(options.json, art, read_lines(rows))
