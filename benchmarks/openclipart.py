@@ -333,7 +333,7 @@ def summed_up(path: Path, art: ClipArt, rows: list[dict[str, Any]]) -> None:
         rsums = "  ".join(f"{part} {told(one[f'{part}_rsum'])}" for part in ("test", "test_fits", "dev"))
         print(f"{name:<40}rSum {rsums}")
     for name, one in (detection | flagged).items():
-        print(f"{name:<70}" + "  ".join(told(value, 3) for value in one.values()))
+        print(f"{name:<76}" + "  ".join(told(value, 3) for value in one.values()))
 
 
 def examples(art: ClipArt, kind: str, number: int = 5) -> list[str]:
