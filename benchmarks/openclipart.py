@@ -72,6 +72,8 @@ SCE = {"objective": "symmetric_cross_entropy"}
 """What the others' warm-up and matched pairs are learned by; so `warmup` would be `plain` again."""
 FOLDS = {"folds": 4, "fold_rounds": 2, "evidence": "pair"}
 BY_TEXT = {**FOLDS, "folds_by": "image+caption"}
+ONE_PLAN = {"scope": "dataset", "steps": "pairs", "rematch_weight": 0.5}
+"""As in the recipe `dual`."""
 METHODS = (
     Method(name="plain", config={"method": "plain", **SCE}),
     Method(name="oracle", config={"method": "oracle", **SCE}),
@@ -84,6 +86,10 @@ METHODS = (
     Method(name="l2rm", config={"method": "l2rm", "rematching": FOLDS}),
     Method(name="division, folds by image and caption", config={"method": "division", "rematching": BY_TEXT}),
     Method(name="l2rm, folds by image and caption", config={"method": "l2rm", "rematching": BY_TEXT}),
+    Method(
+        name="l2rm, folds by image and caption, one plan",
+        config={"method": "l2rm", "rematching": {**BY_TEXT, **ONE_PLAN}},
+    ),
 )
 
 
