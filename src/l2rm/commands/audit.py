@@ -1,5 +1,7 @@
 """`l2rm audit`."""
 
+import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,7 +33,7 @@ class Audit(Command):
     Audits all rows of a table or of embeddings, the train split of a folder with several. DIR gets audit.parquet, a row
     a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN was trained on, the
     training's own match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the
-    audit. A stopped audit is called again: images are encoded once.
+    audit. A stopped audit is called again: it goes on where it stopped with encoding, and with cross-fitting.
 
     Examples:
       l2rm audit pairs.csv --encoder efficientnet-lite0 --out audit
@@ -75,6 +77,7 @@ class Audit(Command):
     def run(self) -> None:
         result = self._judge()
         result.write(self.out)
+        shutil.rmtree(self._folds, ignore_errors=True)
         print(audit_summary(result))
         print(f"report: {self.out / 'report.html'}; every pair: {self.out / 'audit.parquet'}")
 
@@ -99,7 +102,9 @@ class Audit(Command):
         device = pick_device(self.device)
         if self.model is None:
             pairs = self._featured(data, device)
-            return audit_without_model(pairs, head=self.head, evidence=self.evidence, device=device, **options)
+            return audit_without_model(
+                pairs, head=self.head, evidence=self.evidence, device=device, keep=self._folds, **options
+            )
         run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
@@ -113,6 +118,13 @@ class Audit(Command):
         return audit(
             pairs, run.model, match_probability=run.match_probability(pairs), judge=f"the model {self.model}", **options
         )
+
+    @property
+    def _folds(self) -> Path:
+        """Where a cross-fit keeps what it has finished, until the audit is written."""
+        from l2rm.files import cache_folder
+
+        return cache_folder() / "crossfit" / hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
 
     def _check(self) -> None:
         given = [name for name in ("model", "encoder", "similarity") if getattr(self, name) is not None]
