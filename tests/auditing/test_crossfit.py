@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_verdicts() -> None:
     np.testing.assert_array_equal(one.p_values, two.p_values)
 
 
-@pytest.mark.parametrize("rounds, stopped_at", [(1, 2), (2, 5)])
+@pytest.mark.parametrize(("rounds", "stopped_at"), [(1, 2), (2, 5)])
 def test_a_cross_fit_that_was_stopped_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounds: int, stopped_at: int
 ) -> None:

@@ -85,8 +85,9 @@ class Audit(Command):
         from l2rm.auditing.audit import audit, audit_scores
         from l2rm.auditing.judge import audit_without_model
         from l2rm.data.features import read_array
+        from l2rm.earlier import data_for
         from l2rm.evaluation.scores import MatrixScores
-        from l2rm.sources import DataConfig, data_for, open_rows, with_features
+        from l2rm.sources import DataConfig, open_rows, with_features
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device
 
