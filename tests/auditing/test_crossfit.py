@@ -190,3 +190,42 @@ def test_the_same_seed_gives_the_same_verdicts() -> None:
     torch.manual_seed(2)
     two = cross_fit_pairs(pairs, quick(pairs), progress=False)
     np.testing.assert_array_equal(one.p_values, two.p_values)
+
+
+@pytest.mark.parametrize(("rounds", "stopped_at"), [(1, 2), (2, 5)])
+def test_a_cross_fit_that_was_stopped_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounds: int, stopped_at: int
+) -> None:
+    pairs = world(90)
+    config = quick(pairs)
+    config = replace(config, rematching=replace(config.rematching, fold_rounds=rounds))
+    whole = cross_fit_pairs(pairs, config, progress=False)
+    ranked, calls = crossfit.rank_p_values, []
+
+    def dies(*given, **settings):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return ranked(*given, **settings)
+
+    monkeypatch.setattr(crossfit, "rank_p_values", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit_pairs(pairs, config, progress=False, keep=tmp_path / "folds")
+    again = cross_fit_pairs(pairs, config, progress=False, keep=tmp_path / "folds")
+    assert len(calls) == 3 * rounds + 1  # nothing but the fold that was stopped is done twice
+    np.testing.assert_array_equal(again.p_values, whole.p_values)
+    np.testing.assert_array_equal(again.match_probability, whole.match_probability)
+    everything = np.arange(90), np.arange(len(pairs))
+    np.testing.assert_array_equal(again.scores.block(*everything), whole.scores.block(*everything))
+
+
+def test_what_another_cross_fit_kept_is_not_taken(tmp_path: Path) -> None:
+    pairs, folder = world(90), tmp_path / "folds"
+    cross_fit_pairs(pairs, quick(pairs), progress=False, keep=folder)
+    other = replace(pairs, captions=pairs.captions[::-1])
+    kept = cross_fit_pairs(other, quick(other), progress=False, keep=folder)
+    np.testing.assert_array_equal(kept.p_values, cross_fit_pairs(other, quick(other), progress=False).p_values)
+    file = folder / "00.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    with pytest.raises(InputError, match=r"00\.safetensors: is damaged .*; delete the folder .*folds and audit again"):
+        cross_fit_pairs(other, quick(other), progress=False, keep=folder)

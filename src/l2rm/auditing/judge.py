@@ -1,6 +1,7 @@
 """An audit by the data alone: no trained model is at hand, and none may have learned a pair that it judges."""
 
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ def audit_without_model(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    keep: Path | None = None,
     **options: Any,
 ) -> Audit:
     """Judge every pair by what is there: the cosine of its embeddings, or small models that never saw the pair.
@@ -45,6 +47,7 @@ def audit_without_model(
         seed: rules all that is drawn.
         device: where the small models learn.
         progress: tell on standard error how far it is.
+        keep: a folder for what a cross-fit has finished, so that one that was killed goes on; see `cross_fit_pairs`.
         options: as in `audit_scores`.
 
     Raises:
@@ -78,6 +81,7 @@ def audit_without_model(
         groups=None if copies is None else copies.group,
         device=device,
         progress=progress,
+        keep=keep,
     )
     judge = "a small model that learned from other pairs only"
     return audit_scores(ranks.scores, pairs, ranks=ranks, copies=copies, judge=judge, **shared)
