@@ -39,7 +39,7 @@ TESTS = ROOT / "tests"
 FILES = {
     "calibrated": ["rematching/test_calibrated"],
     "candidates": ["rematching/test_candidates"],
-    "control": ["auditing/test_rematch"],
+    "control": ["rematching/test_control"],
     "cost": ["rematching/test_cost", "rematching/test_step"],
     "dataset": ["rematching/test_dataset"],
     "division": ["rematching/test_division"],
