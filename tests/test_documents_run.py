@@ -8,12 +8,14 @@ that another page trains, say) is made when a command first names it: `World.giv
 * What cannot be run here is listed with its reason: `NOT_RUN`. What takes long runs with `-m slow` alone: `LONG`.
 """
 
+import io
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import tomllib
@@ -47,6 +49,8 @@ NOT_RUN = {
     r"^l2rm evaluate --shortlist 0\.05$": "tells of an option; docs/train.md has the whole command",
     r"^l2rm evaluate RUN (RUN --data DATA|--shortlist 0\.05)$": "a form; README has a command of it",
     r"^l2rm train --(help|ratio 0\.4 --level image|decisions)$": "tells of an option; README has the whole command",
+    r"^l2rm train pairs\.csv --recipe clip --model\.encoder FOLDER": "a form; docs/finetune.md has a command of it",
+    r"^l2rm audit-shards .*--ray-address": "joins a cluster, which nobody has started here",
     r"^l2rm serve --audit( DIR)?$": "a form; README has a command of it",
     r"^l2rm serve quickstart/index$": "the index is the quick start's; tests/test_quickstart.py opens it",
 }
@@ -95,7 +99,7 @@ class World:
     """The folder in which a page is followed."""
 
     def __init__(
-        self, home: Path, patch: pytest.MonkeyPatch, write_precomp: Callable[..., Path], hf: ModuleType
+        self, home: Path, patch: pytest.MonkeyPatch, write_precomp: Callable[..., Path], clip: ModuleType
     ) -> None:
         self.home, self.patch = home, patch
         train, mine = "l2rm train {} --recipe f30k --paper --ratio 0.4 --level image --out {{}}", "--image-root images"
@@ -109,7 +113,13 @@ class World:
             "f30k_precomp": write_precomp,
             "coco_precomp": lambda path: with_testall(write_precomp(path)),
             "flickr8k_precomp": write_precomp,
-            "openai/clip-vit-base-patch32": lambda path: hf.save_model(path, "clip"),
+            "openai/clip-vit-base-patch32": lambda path: clip.save_model(path, "clip"),
+            "./my-clip": lambda path: clip.save_model(path, "clip"),
+            "./my-siglip": lambda path: clip.save_model(path, "siglip"),
+            "runs/clip": f"l2rm train pairs.csv {mine} --recipe clip --model.encoder ./my-clip --out {{}}",
+            "shards/*.parquet": lambda path: parquet_shards(path.parent),
+            "shards/{00000..00099}.tar": lambda path: tar_shards(path.parent),
+            "shards/*.tar": lambda path: tar_shards(path.parent),
             "runs/mine": f"l2rm train pairs.csv {mine} --recipe quickstart --out {{}}",
             "runs/f30k-40": train.format("f30k_precomp"),
             "runs/coco": train.format("coco_precomp"),
@@ -225,6 +235,32 @@ def embeddings(side: int) -> np.ndarray:
     return (shared.normal(size=(COUNT, 8)) + own.normal(size=(COUNT, 8))).astype(np.float32)
 
 
+def parquet_shards(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(exist_ok=True)
+    columns = {f"{name}_embedding": embeddings(side) for side, name in enumerate(("image", "caption"))}
+    for shard in range(2):
+        part = {name: list(column[shard::2]) for name, column in columns.items()}
+        pq.write_table(pa.table(part), folder / f"{shard}.parquet")
+
+
+def tar_shards(folder: Path) -> None:
+    """A hundred files of a pair each: a picture and its caption."""
+    folder.mkdir(exist_ok=True)
+    picture, generator = folder / "one.jpg", np.random.default_rng(0)
+    for number in range(100):
+        draw(picture, number)
+        text = " ".join(generator.choice(WORDS, 3)).encode()
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
+            tar.add(picture, f"{number:05}.jpg")
+            caption = tarfile.TarInfo(f"{number:05}.txt")
+            caption.size = len(text)
+            tar.addfile(caption, io.BytesIO(text))
+    picture.unlink()
+
+
 def with_testall(folder: Path) -> None:
     for name in ("ims.npy", "caps.txt"):
         shutil.copy(folder / f"test_{name}", folder / f"testall_{name}")
@@ -272,7 +308,7 @@ def world(
     monkeypatch.chdir(work)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield World(home, monkeypatch, make_precomp, script("tests/encoders/test_hf.py"))
+    yield World(home, monkeypatch, make_precomp, script("tests/tiny_clip.py"))
     torch.set_num_threads(threads)
 
 
