@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
 import torch
 from provenance import provenance
@@ -57,6 +58,7 @@ SUMS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+OPTIONS = ("-q", "-n0", "-p", "no:cacheprovider", "--tb=no", "--hypothesis-profile=mutants")
 SECONDS = 60
 """A mutant that takes more of the processor's time counts as seen: it hangs."""
 
@@ -130,8 +132,10 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _warm_up(files: list[str]) -> None:
     """Import, once and not in every fork, whatever the tests import but the package itself."""
+    found = hypothesis.Phase.explicit, hypothesis.Phase.generate  # that an example fails is enough; none is made small
+    hypothesis.settings.register_profile("mutants", derandomize=True, deadline=None, database=None, phases=found)
     tests = sorted({str(TESTS / f"{name}.py") for file in files for name in FILES[file]})
-    pytest.main(["--collect-only", "-q", "-n0", "-p", "no:cacheprovider", "--no-summary", "-qq", *tests])
+    pytest.main(["--collect-only", "-qq", *OPTIONS, *tests])
     for name in [name for name in sys.modules if name.partition(".")[0] in ("l2rm", "tests", "conftest")]:
         del sys.modules[name]
 
@@ -146,7 +150,7 @@ def outcome(file: str, tree: ast.Module) -> str:
         os.dup2(silent, 2)
         sys.meta_path.insert(0, _Mutated(f"l2rm.rematching.{file}", ROOM / f"{file}.py", tree))
         tests = [str(TESTS / f"{name}.py") for name in FILES[file]]
-        os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=ci", *tests])))
+        os._exit(int(pytest.main(["-x", *OPTIONS, *tests])))
     _, status = os.waitpid(child, 0)
     if not os.WIFEXITED(status):
         return "hung"
