@@ -58,21 +58,23 @@ fuzz: install ## Damaged files of every kind, many thousands of them: half an ho
 coverage: install ## Which lines the tests reach
 	$(PYTEST) -n 2 --cov=l2rm --cov-branch --cov-report=term:skip-covered --cov-report=html:build/coverage
 
-mutants: install ## Which mistakes in rematching/ the tests would not see
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --minutes 10 --out build/mutants.json
+mutants: install ## Which of 200 mistakes made in rematching/ the tests would not see: half an hour and more
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --out build/mutants.json
 
 # Environments of their own, from the requirements in pyproject.toml; torch stays what constraints.txt says.
 test-core: ## The tests with no extra installed: what needs one says so and is skipped
 	rm -rf build/core && $(PYTHON) -m venv build/core
 	$(PYTHON) benchmarks/requirements.py core > build/core.txt
 	build/core/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r build/core.txt
-	PYTHONPATH=src OMP_NUM_THREADS=1 build/core/bin/python -m pytest -q -rs --hypothesis-profile=ci -n 2
+	build/core/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	OMP_NUM_THREADS=1 build/core/bin/python -m pytest -q -rs --hypothesis-profile=ci -n 2
 
 test-lowest: ## The tests with the lowest versions that pyproject.toml admits, torch excepted
 	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
 	$(PYTHON) benchmarks/requirements.py lowest > build/lowest.txt
 	build/lowest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r build/lowest.txt
-	PYTHONPATH=src OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -q --hypothesis-profile=ci -n 2
+	build/lowest/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -q --hypothesis-profile=ci -n 2
 
 clean: ## Remove what make and the tools have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,8 +1,9 @@
 """Which mistakes in `rematching/` would the tests not see? One is made at a time: a comparison, a sign, a constant.
 
-    python benchmarks/mutants.py --minutes 10 --out mutants.json
+    python benchmarks/mutants.py --mutants 200 --minutes 60 --out mutants.json
 
-Mutants are drawn by a seed; each runs the tests of its own file, up to the first that fails, in a fork of this process.
+Mutants are drawn by a seed, the same number from every file until a file has no more. Each runs the tests of its own
+file, up to the first that fails, in a fork of this process; before all else these tests must pass without a mistake.
 A mutant that survives is no proof of a gap: some compute the same by another way, or only more slowly.
 """
 
@@ -21,26 +22,34 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-import hypothesis  # noqa: F401 - what takes long to import is imported before the forks
-import numpy as np  # noqa: F401
-import pyarrow.parquet  # noqa: F401
+import hypothesis
 import pytest
-import safetensors.torch  # noqa: F401
-import scipy.special  # noqa: F401
 import torch
+from provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 ROOM = ROOT / "src" / "l2rm" / "rematching"
-TESTS = ROOT / "tests" / "rematching"
+TESTS = ROOT / "tests"
 FILES = {
-    "cost": ["test_cost", "test_step"],
-    "division": ["test_division"],
-    "few": ["test_few"],
-    "objectives": ["test_objectives"],
-    "ranks": ["test_ranks"],
-    "step": ["test_step"],
-    "transport": ["test_transport"],
+    "calibrated": ["rematching/test_calibrated"],
+    "candidates": ["rematching/test_candidates"],
+    "control": ["rematching/test_control"],
+    "cost": ["rematching/test_cost", "rematching/test_step"],
+    "dataset": ["rematching/test_dataset"],
+    "division": ["rematching/test_division"],
+    "equivariant": ["rematching/test_equivariant"],
+    "few": ["rematching/test_few"],
+    "gaussian": ["rematching/test_gaussian"],
+    "memory": ["rematching/test_memory"],
+    "objectives": ["rematching/test_objectives"],
+    "partners": ["auditing/test_rematch", "rematching/test_calibrated"],
+    "ranks": ["rematching/test_ranks"],
+    "sparse": ["rematching/test_dataset"],
+    "step": ["rematching/test_step"],
+    "together": ["auditing/test_rematch"],
+    "transport": ["rematching/test_transport"],
 }
+"""Whose tests are whose; `settings` holds nothing but defaults."""
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -49,6 +58,7 @@ SUMS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+OPTIONS = ("-q", "-n0", "-p", "no:cacheprovider", "--tb=no", "--hypothesis-profile=mutants")
 SECONDS = 60
 """A mutant that takes more of the processor's time counts as seen: it hangs."""
 
@@ -120,8 +130,18 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(ast.fix_missing_locations(self.tree), str(self.path), "exec"), module.__dict__)
 
 
-def survives(file: str, tree: ast.Module) -> bool:
-    """Whether every test of the file passes with the mutant in its place."""
+def _warm_up(files: list[str]) -> None:
+    """Import, once and not in every fork, whatever the tests import but the package itself."""
+    found = hypothesis.Phase.explicit, hypothesis.Phase.generate  # that an example fails is enough; none is made small
+    hypothesis.settings.register_profile("mutants", derandomize=True, deadline=None, database=None, phases=found)
+    tests = sorted({str(TESTS / f"{name}.py") for file in files for name in FILES[file]})
+    pytest.main(["--collect-only", "-qq", *OPTIONS, *tests])
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("l2rm", "tests", "conftest")]:
+        del sys.modules[name]
+
+
+def outcome(file: str, tree: ast.Module) -> str:
+    """What the tests of the file say of the module in its place: "passed", "failed" or "hung"."""
     child = os.fork()
     if child == 0:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -130,41 +150,62 @@ def survives(file: str, tree: ast.Module) -> bool:
         os.dup2(silent, 2)
         sys.meta_path.insert(0, _Mutated(f"l2rm.rematching.{file}", ROOM / f"{file}.py", tree))
         tests = [str(TESTS / f"{name}.py") for name in FILES[file]]
-        os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=ci", *tests])))
+        os._exit(int(pytest.main(["-x", *OPTIONS, *tests])))
     _, status = os.waitpid(child, 0)
-    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+    if not os.WIFEXITED(status):
+        return "hung"
+    return "failed" if os.WEXITSTATUS(status) else "passed"
+
+
+def drawn(files: list[str], seed: int) -> list[tuple[str, int, str, ast.Module]]:
+    """All mutants of the files in the order in which they are tried: one of each file, then the next of each."""
+    turns = []
+    for file in files:
+        every = mutants(_parsed(file))
+        random.Random(f"{seed} {file}").shuffle(every)
+        turns += [(turn, file, *mutant) for turn, mutant in enumerate(every)]
+    return [mutant[1:] for mutant in sorted(turns, key=lambda mutant: mutant[:2])]
+
+
+def _parsed(file: str) -> ast.Module:
+    return ast.parse((ROOM / f"{file}.py").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", choices=FILES, action="append")
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    out = options.out.absolute()
     os.chdir(ROOT)
-    drawn = [
-        (file, *mutant)
-        for file in options.file or FILES
-        for mutant in mutants(ast.parse((ROOM / f"{file}.py").read_text(encoding="utf-8")))
-    ]
-    total = {file: sum(one[0] == file for one in drawn) for file in FILES}
-    random.Random(options.seed).shuffle(drawn)
-    tried = dict.fromkeys(FILES, 0)
-    survivors = []
+    files = options.file or list(FILES)
     deadline = time.monotonic() + 60 * options.minutes
-    for file, line, what, tree in drawn:
+    _warm_up(files)
+    for file in files:
+        if (said := outcome(file, _parsed(file))) != "passed":
+            sys.exit(f"{file}.py: its tests {said} without a mistake; mend them first")
+    everything = drawn(files, options.seed)
+    counts = {file: {"mutants": 0, "failed": 0, "hung": 0, "passed": 0} for file in files}
+    for file, *_ in everything:
+        counts[file]["mutants"] += 1
+    survivors = []
+    result = {"provenance": provenance(), "seed": options.seed, "files": counts, "survivors": survivors}
+    tried = 0
+    for file, line, what, tree in everything[: options.mutants]:
         if time.monotonic() > deadline:
             break
-        tried[file] += 1
-        if survives(file, tree):
+        said = outcome(file, tree)
+        counts[file][said] += 1
+        tried += 1
+        if said == "passed":
             survivors.append({"file": file, "line": line, "what": what})
             print(f"survives: {file}.py:{line}: {what}", flush=True)
-    left = {file: sum(one["file"] == file for one in survivors) for file in FILES}
-    result = {"seed": options.seed, "mutants": total, "tried": tried, "survived": left, "survivors": survivors}
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{sum(tried.values())} of {len(drawn)} mutants tried, {len(survivors)} survive; written to {options.out}")
+        out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{tried} of {len(everything)} mutants tried, {len(survivors)} survive; written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an environment to test in needs, as pip reads it: with no extra (core), or in lowest versions (lowest).
+"""What an environment to test in needs, as pip reads it: with no extra (core), or all in lowest versions (lowest).
 
 python benchmarks/requirements.py lowest > requirements.txt
 """
@@ -8,7 +8,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-EXTRAS = {"core": ["test"], "lowest": ["quickstart", "test"]}
+EXTRAS = {
+    "core": ["test"],
+    "lowest": ["quickstart", "hf", "finetune", "serve", "faiss", "distributed", "ray", "docs", "test"],
+}
 
 
 def requirements(what: str) -> list[str]:

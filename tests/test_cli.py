@@ -305,7 +305,7 @@ def test_a_stopped_run_says_how_to_go_on(
     command = [sys.executable, "-m", "l2rm", "train", str(precomp), "--out", str(run), *tiny]
     training = subprocess.Popen([*command, "--warmup-epochs=100000"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline and training.poll() is None:
             time.sleep(0.05)
         training.send_signal(number)

@@ -3,6 +3,7 @@
 import random
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -40,18 +41,27 @@ def save_model(folder: Path, kind: str, *, seed: int = 0) -> Path:
     if kind == "clip":
         config = transformers.CLIPConfig(text_config={**text, **ids}, vision_config=vision, projection_dim=8)
         model = transformers.CLIPModel(config)
-        processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-        )
+        processor = _by_pillow(transformers, "CLIP")(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     else:
         config = transformers.SiglipConfig(text_config={**text, **ids}, vision_config=vision)
         model = transformers.SiglipModel(config)
-        processor = transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil(
-            size={"height": 16, "width": 16}
-        )
+        processor = _by_pillow(transformers, "Siglip")(size={"height": 16, "width": 16})
     for part in (model, tokenizer, processor):
         part.save_pretrained(folder)
     return folder
+
+
+def embeddings(found: Any) -> Any:
+    """What `get_image_features` and `get_text_features` find; transformers before 5 hand it over bare."""
+    return getattr(found, "pooler_output", found)
+
+
+def _by_pillow(transformers: Any, kind: str) -> Any:
+    """The image processor that asks for no torchvision; before transformers 5 it is the only slow one."""
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        return getattr(transformers, f"{kind}ImageProcessor")
+    module = getattr(transformers.models, kind.lower())
+    return getattr(getattr(module, f"image_processing_pil_{kind.lower()}"), f"{kind}ImageProcessorPil")
 
 
 def draw(folder: Path) -> Path:

@@ -36,7 +36,7 @@ def pairs(tmp_path: Path, tiny_clip: ModuleType) -> Pairs:
     )
 
 
-def test_embeddings_are_those_of_the_model_itself(saved: Path, pairs: Pairs) -> None:
+def test_embeddings_are_those_of_the_model_itself(saved: Path, pairs: Pairs, tiny_clip: ModuleType) -> None:
     encoded = encode(pairs, encoder=str(saved), progress=False)
     assert encoded.features is not None
     assert encoded.caption_features is not None
@@ -46,12 +46,12 @@ def test_embeddings_are_those_of_the_model_itself(saved: Path, pairs: Pairs) -> 
     for number in (0, 6):
         with Image.open(pairs.image_path(number)) as picture:
             pixels = processor(images=picture.convert("RGB"), return_tensors="pt")
-        expected = torch.nn.functional.normalize(model.get_image_features(**pixels).pooler_output)
+        expected = torch.nn.functional.normalize(tiny_clip.embeddings(model.get_image_features(**pixels)))
         torch.testing.assert_close(encoded.features.batch(np.array([number])), expected, atol=1e-3, rtol=0)
     full = "max_length" if "siglip" in saved.name else True
     tokens = tokenizer([pairs.captions[3]], padding=full, max_length=12, return_tensors="pt")
     mask = {} if "siglip" in saved.name else {"attention_mask": tokens["attention_mask"]}
-    found = model.get_text_features(input_ids=tokens["input_ids"], **mask).pooler_output
+    found = tiny_clip.embeddings(model.get_text_features(input_ids=tokens["input_ids"], **mask))
     torch.testing.assert_close(
         encoded.caption_features.batch(np.array([3])), torch.nn.functional.normalize(found), atol=1e-3, rtol=0
     )

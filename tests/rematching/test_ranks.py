@@ -127,3 +127,12 @@ def test_what_is_no_p_value_is_refused(p_values: list[float]) -> None:
     with pytest.raises(InputError, match="above 0 and at most 1") as caught:
         RankMixture.fit(torch.tensor(p_values))
     assert "\n" not in str(caught.value)
+
+
+def test_densities_are_the_steps_less_the_share_of_chance() -> None:
+    mixture = RankMixture(mismatch_ratio=0.4, edges=np.array([0.1, 0.5, 1.0]), heights=np.array([6.0, 0.7, 0.24]))
+    p = torch.tensor([[0.01, 0.1], [0.3, 0.5], [0.6, 1.0]])
+    found = mixture.density(p)
+    torch.testing.assert_close(found[0], torch.tensor([[5.6, 5.6], [0.3, 0.3], [0.0, 0.0]]))
+    torch.testing.assert_close(found[1], torch.full((3, 2), 0.4))
+    torch.testing.assert_close(mixture.match_probability(p), found[0] / found.sum(0))

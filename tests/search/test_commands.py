@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from l2rm.similarity.model import RetrievalModel
 from .conftest import draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+NEEDS_SERVE = pytest.mark.skipif(find_spec("fastapi") is None, reason="the extra serve brings it")
 
 
 def ask(*arguments: object, status: int = 0) -> None:
@@ -102,9 +104,9 @@ def test_arrays_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("index --out {index} --remove nobody.png", "no image of this index"),
         ("index --data {folder}/none.csv --out {folder}/new", "no such file"),
         ("serve", "nothing is given"),
-        ("serve {folder}", "no index"),
-        ("serve --audit {folder}", "audit.parquet: no such file"),
-        ("serve {index} --port 99999", "choose another --port"),
+        pytest.param("serve {folder}", "no index", marks=NEEDS_SERVE),
+        pytest.param("serve --audit {folder}", "audit.parquet: no such file", marks=NEEDS_SERVE),
+        pytest.param("serve {index} --port 99999", "choose another --port", marks=NEEDS_SERVE),
     ],
 )
 def test_bad_input_is_told_in_a_line(
@@ -119,6 +121,7 @@ def test_bad_input_is_told_in_a_line(
     assert not list(tmp_path.iterdir())
 
 
+@NEEDS_SERVE
 def test_a_taken_port_is_told(served_index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ask("serve", served_index.folder, "--port", taken.getsockname()[1], status=2)
@@ -153,6 +156,7 @@ def fetched(address: str) -> str:
         return str(answer.read().decode())
 
 
+@NEEDS_SERVE
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_serve_answers_until_it_is_stopped(number: signal.Signals, status: int, served_index: Index) -> None:
     with serving(served_index.folder) as (address, process):
@@ -170,6 +174,7 @@ def audited(trained: Path, precomp: Path, tmp_path: Path) -> Path:
     return tmp_path / "audit"
 
 
+@NEEDS_SERVE
 def test_search_and_review_served_together_lead_to_each_other(served_index: Index, audited: Path) -> None:
     with serving(served_index.folder, "--audit", audited) as (address, _):
         assert json.loads(fetched(f"{address}healthz"))["status"] == "ok"
@@ -179,6 +184,7 @@ def test_search_and_review_served_together_lead_to_each_other(served_index: Inde
         assert json.loads(fetched(f"{address}api/search?q=red"))["results"]
 
 
+@NEEDS_SERVE
 def test_a_review_alone_is_the_start_page(audited: Path) -> None:
     with serving("--audit", audited) as (address, _):
         start = fetched(address)

@@ -272,5 +272,6 @@ def _most_mass(row: Integers, column: Integers, a: Floats, b: Floats) -> float:
     start = np.concatenate([np.full(n, source), row, n + np.arange(m)])
     end = np.concatenate([np.arange(n), n + column, np.full(m, sink)])
     capacity = np.concatenate([left, np.minimum(left[row], free[column]), free])
-    graph = csr_array((capacity, (start, end)), shape=(n + m + 2, n + m + 2))
+    cells = (start.astype(np.int32), end.astype(np.int32))  # scipy before 1.13 refuses wider ones
+    graph = csr_array((capacity, cells), shape=(n + m + 2, n + m + 2))
     return float(maximum_flow(graph, source, sink).flow_value * unit)

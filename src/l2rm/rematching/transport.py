@@ -289,7 +289,8 @@ def _maximum_mass(allowed: np.ndarray) -> float:
     start = np.concatenate([np.full(n, source), rows, n + np.arange(m)])
     end = np.concatenate([np.arange(n), n + columns, np.full(m, sink)])
     capacity = np.concatenate([np.full(n, m // unit), np.full(len(rows), min(n, m) // unit), np.full(m, n // unit)])
-    graph = csr_array((capacity.astype(np.int32), (start, end)), shape=(n + m + 2, n + m + 2))
+    cells = (start.astype(np.int32), end.astype(np.int32))  # scipy before 1.13 refuses wider ones
+    graph = csr_array((capacity.astype(np.int32), cells), shape=(n + m + 2, n + m + 2))
     flow = int(maximum_flow(graph, source, sink).flow_value)
     return float(flow * unit / (n * m))
 
