@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from l2rm.evaluation.scores import MatrixScores
 from l2rm.training import crossfit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+FOLDS_BY: tuple[Literal["image", "image+caption"], ...] = ("image", "image+caption")
 WORDS = ("red", "blue", "dog", "cat", "kite", "sea", "tree", "car", "sun", "moon", "hat", "bee")
 
 
@@ -72,6 +74,48 @@ def test_no_judge_has_seen_what_it_judges(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(own) == 90 - len(rows)
         assert not set(groups[pairs.image_of[rows]]) & set(groups[pairs.image_of[np.setdiff1d(everyone, rows)]])
     assert ((found.p_values > 0) & (found.p_values <= 1)).all()
+
+
+def test_no_judge_has_seen_the_words_of_a_caption_that_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = world(90)
+    captions = tuple("Part of a set" if row % 5 == 0 else text for row, text in enumerate(pairs.captions))
+    pairs = replace(pairs, captions=("part of a SET!", *captions[1:]))
+    config = quick(pairs)
+    learned: list[np.ndarray] = []
+    inner = crossfit.warmed_up
+
+    def warmed_up(model, batches, rows, *rest):  # type: ignore[no-untyped-def]
+        learned.append(rows)
+        return inner(model, batches, rows, *rest)
+
+    monkeypatch.setattr(crossfit, "warmed_up", warmed_up)
+    cross_fit_pairs(pairs, config, progress=False)
+    by_image, learned = learned, []
+    assert any((rows % 5 == 0).any() for rows in by_image)
+    by_text = replace(config, rematching=replace(config.rematching, folds_by="image+caption"))
+    found = cross_fit_pairs(pairs, by_text, progress=False)
+    for rows, before in zip(learned, by_image, strict=True):
+        assert set(rows) < set(before)  # folds are as they were
+        held_out = np.setdiff1d(np.arange(90), before)
+        said = {" ".join(pairs.captions[row].lower().strip("!").split()) for row in held_out}
+        assert not said & {pairs.captions[row].lower() for row in rows}
+        assert set(before) - set(rows) == {row for row in before if pairs.captions[row].lower().strip("!") in said}
+    assert len(found.p_values) == 90
+
+
+def test_an_audit_hands_on_what_its_folds_are_by() -> None:
+    pairs = world(90)
+    pairs = replace(pairs, captions=tuple("a set" if row % 3 == 0 else text for row, text in enumerate(pairs.captions)))
+    by = {by: audit_without_model(pairs, folds_by=by, progress=False).match_probability for by in FOLDS_BY}
+    assert not np.array_equal(by["image"], by["image+caption"])
+
+
+def test_captions_of_which_each_stands_in_every_fold_leave_nothing_to_learn_from() -> None:
+    pairs = replace(world(60), captions=tuple("a set" for _ in range(60)))
+    config = quick(pairs)
+    config = replace(config, rematching=replace(config.rematching, folds_by="image+caption"))
+    with pytest.raises(RuntimeError, match=r"0 pairs of fold 1 .* leaves out what has a caption of the fold"):
+        cross_fit_pairs(pairs, config, progress=False)
 
 
 def test_scores_are_means_of_the_two_models_that_know_one_side_less() -> None:

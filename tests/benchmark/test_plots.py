@@ -101,3 +101,6 @@ def test_every_picture_is_one(tmp_path):
             assert picture.size == (1080, 690)
             assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     assert len(list(tmp_path.iterdir())) == 4
+    hurried = Grid(name="mine", methods=grid.methods, ratios=(0.4, 0.0, 0.2), seeds=(0, 1))
+    plot_recall(tmp_path / "hurried.png", hurried, rows, **names)
+    assert (tmp_path / "hurried.png").read_bytes() == (tmp_path / "recall.png").read_bytes()  # lines go to the right

@@ -5,7 +5,7 @@ import pytest
 from l2rm.benchmark.grid import Grid
 from l2rm.benchmark.table import gap_closed, markdown
 
-GRID = Grid(name="mine", methods=("plain", "oracle", "ncr", "l2rm"), ratios=(0.0, 0.4), seeds=(0, 1))
+GRID = Grid(name="mine", methods=("plain", "oracle", "ncr", "l2rm"), ratios=(0.4, 0.0), seeds=(0, 1))
 
 
 def row(method, ratio, seed, rsum, **more):

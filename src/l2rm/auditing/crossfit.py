@@ -96,7 +96,13 @@ class CrossFittedScores:
         return found
 
 
-def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "image"] = "pair") -> TrainConfig:
+def cross_fit_config(
+    pairs: Pairs,
+    *,
+    seed: int = 0,
+    evidence: Literal["pair", "image"] = "pair",
+    folds_by: Literal["image", "image+caption"] = "image",
+) -> TrainConfig:
     """How the judges learn: small towers, in seconds for some thousand pairs and minutes for 50,000.
 
     Captions as words are read as bags of words; embeddings get a linear head. Few images are divided into more folds,
@@ -106,6 +112,7 @@ def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "
         pairs: what is to be judged.
         seed: rules folds, weights and the order of batches.
         evidence: "image" ranks all captions of an image together, for data in which they came together.
+        folds_by: "image+caption" keeps a caption's text from its judge too, for data that give many images one text.
     """
     few = pairs.n_images < 5000
     words = pairs.caption_features is None
@@ -123,7 +130,7 @@ def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "
             min_word_count=1 if len(pairs) < 20_000 else 2,
         ),
         rematching=RematchingConfig(
-            tau=0.1 if words else 0.05, folds=8 if few else 4, fold_rounds=2, evidence=evidence
+            tau=0.1 if words else 0.05, folds=8 if few else 4, fold_rounds=2, evidence=evidence, folds_by=folds_by
         ),
     )
 
@@ -144,7 +151,7 @@ def cross_fit_pairs(
     Args:
         pairs: with features of images; captions as words or embeddings.
         config: of the models: `warmup_epochs`, `lr`, `batch_size`, `model`, and of `rematching` `folds`, `fold_rounds`,
-            `evidence` and `tau`.
+            `folds_by`, `evidence` and `tau`.
         groups: (images,) numbers; images of one number (copies of one picture, say) share a fold.
         device: where the models learn.
         progress: tell on standard error how far it is.

@@ -25,6 +25,7 @@ def audit_without_model(
     *,
     head: bool = False,
     evidence: Literal["pair", "image"] = "pair",
+    folds_by: Literal["image", "image+caption"] = "image",
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -42,6 +43,7 @@ def audit_without_model(
         pairs: with features of images.
         head: learn heads although the dimensions agree.
         evidence: of cross-fitting: rank each caption by itself, or all captions of an image together.
+        folds_by: of cross-fitting: what is new to the model that judges a pair, its image, or its caption's text too.
         seed: rules all that is drawn.
         device: where the small models learn.
         progress: tell on standard error how far it is.
@@ -75,7 +77,7 @@ def audit_without_model(
     copies = find_near_duplicates(pairs, progress=progress)
     ranks = cross_fit_pairs(
         pairs,
-        cross_fit_config(pairs, seed=seed, evidence=evidence),
+        cross_fit_config(pairs, seed=seed, evidence=evidence, folds_by=folds_by),
         groups=None if copies is None else copies.group,
         device=device,
         progress=progress,

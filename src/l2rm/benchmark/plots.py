@@ -44,7 +44,7 @@ def plot_recall(path: Path, grid: Grid, rows: Sequence[Row], *, title: str, prov
     with _axes(path, title, provenance) as axes:
         for number, method in enumerate(grid.methods):
             points = []
-            for ratio in grid.ratios:
+            for ratio in sorted(grid.ratios):
                 values = [row["test"]["rsum"] for row in rows if (row["method"], row["ratio"]) == (method, ratio)]
                 if values:
                     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -56,7 +56,9 @@ def plot_recall(path: Path, grid: Grid, rows: Sequence[Row], *, title: str, prov
                 axes.errorbar(x, y, error, label=method, capsize=3, linewidth=1.6, markersize=5, **style)
         axes.set_xlabel("mismatched training pairs, %")
         axes.set_ylabel("test rSum (0 to 600)")
-        axes.set_xticks([100 * ratio for ratio in grid.ratios], [percent(ratio) for ratio in grid.ratios])
+        axes.set_xticks(
+            [100 * ratio for ratio in sorted(grid.ratios)], [percent(ratio) for ratio in sorted(grid.ratios)]
+        )
 
 
 def plot_detection(path: Path, grid: Grid, found: Sequence[Found], *, title: str, provenance: str) -> None:

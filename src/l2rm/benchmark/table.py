@@ -27,7 +27,7 @@ def markdown(grid: Grid, rows: Sequence[Row], facts: dict[str, str]) -> str:
     """Tables of test rSum, of the gap closed, of detection, ratio and rematching, for each similarity and level.
 
     Args:
-        grid: gives the order of methods and ratios.
+        grid: gives the order of methods; ratios ascend, in whatever order they were trained.
         rows: of `results.jsonl`.
         facts: where the numbers come from, for the first lines.
     """
@@ -87,7 +87,7 @@ def _tables(grid: Grid, rows: Sequence[Row]) -> list[str]:
 def _gaps(grid: Grid, rows: Sequence[Row]) -> str | None:
     cells = {}
     for method in grid.methods:
-        for ratio in grid.ratios:
+        for ratio in sorted(grid.ratios):
             means = [mean_rsum(rows, name, ratio) for name in (method, "plain", "oracle")]
             if ratio and method not in ("plain", "oracle") and None not in means:
                 gap = gap_closed(*means)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def _told(values: list[float], seeds: int, digits: int, signed: bool) -> str:
 
 def _grid_table(grid: Grid, title: str, cells: dict[tuple[str, float], str]) -> str:
     """Methods down, ratios across; methods and ratios without any cell are left out."""
-    ratios = [ratio for ratio in grid.ratios if any(key[1] == ratio for key in cells)]
+    ratios = [ratio for ratio in sorted(grid.ratios) if any(key[1] == ratio for key in cells)]
     lines = [f"| {title} | " + " | ".join(f"{percent(ratio)} %" for ratio in ratios) + " |"]
     lines.append("|---|" + "---|" * len(ratios))
     for method in grid.methods:

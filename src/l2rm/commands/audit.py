@@ -60,6 +60,9 @@ class Audit(Command):
     evidence: Literal["pair", "image"] = "pair"
     """In cross-fitting: each caption is ranked by itself, or all captions of an image together, where they came
     together."""
+    folds_by: Literal["image", "image+caption"] = "image"
+    """In cross-fitting, what is new to the model that judges a pair: its image; or its caption's text too, on whatever
+    image it stands, for data that give many images one caption (stale titles, names of collections)."""
     split: str | None = None
     """The split to audit."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
@@ -103,9 +106,8 @@ class Audit(Command):
         device = pick_device(self.device)
         if self.model is None:
             pairs = self._featured(data, device)
-            return audit_without_model(
-                pairs, head=self.head, evidence=self.evidence, device=device, keep=self._folds, **options
-            )
+            options |= {"evidence": self.evidence, "folds_by": self.folds_by}
+            return audit_without_model(pairs, head=self.head, device=device, keep=self._folds, **options)
         run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
