@@ -10,8 +10,8 @@ again, so the script itself can be stopped, too.
 
 Whether the result is what an audit that nobody killed finds is tried on the first --compared rows, once killed twice
 and once not, both from nothing. Seconds of a stage are those between its first sign (a line on standard error, or a
-file) and the next stage's; the audit writes a line every ten seconds, so they are rough.
-Memory is that of all its processes; see `watching`. Linux only.
+file) and the next stage's; the audit writes a line every ten seconds, so they are rough. Memory is that of all its
+processes; see `watching`. Linux only.
 """
 
 import argparse
