@@ -15,7 +15,7 @@ EXTRAS = {
 
 
 def requirements(what: str) -> list[str]:
-    """Lines for pip; `lowest` turns every lower bound into the version, except that of torch and of the tests' tools."""
+    """Lines for pip; `lowest` makes every lower bound the version, except of torch and of the tests' tools."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = list(project["dependencies"])
     for extra in EXTRAS[what]:
