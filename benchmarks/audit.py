@@ -1,15 +1,22 @@
-"""An audit of many raw image files, end to end: time, memory, a kill on the way, and how right it is.
+"""An audit of many raw image files, end to end: time, memory, two kills on the way, and how right it is.
 
-`python benchmarks/audit.py --folder FOLDER --json benchmarks/results/audit.json`
+`python benchmarks/audit.py --folder FOLDER --json benchmarks/results/audit.json [--images 50000] [--tiny]`
 
-Draws --images JPEGs (two OpenMoji drawings on a coloured ground, with a text that names them), gives --ratio of the
-images texts of others, plants duplicates, texts of no information and broken files, and runs `l2rm audit
---encoder efficientnet-lite0` on them in a process of its own. The process is killed once on the way and called again.
-What is finished in FOLDER is not done again, so the script itself can be stopped too.
+Draws --images JPEGs of 240 to 400 pixels a side (two OpenMoji drawings on a coloured ground, with a text that names
+them), gives --ratio of the images texts of others, plants copies, texts of no information and broken files, and runs
+`l2rm audit --encoder efficientnet-lite0` on them, a process of its own. It is killed (-9) in the middle of encoding, is
+called again, is killed in the middle of cross-fitting, and is called again. What is finished in FOLDER is not done
+again, so the script itself can be stopped, too.
+
+Whether the result is what an audit that nobody killed finds is tried on the first --compared rows, once killed twice
+and once not, both from nothing. Seconds of a stage are those between its first sign (a line on standard error, or a
+file) and the next stage's; the audit writes a line every ten seconds, so they are rough.
+Memory is that of all its processes; see `watching`. Linux only.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import re
@@ -17,119 +24,196 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
+from pictures_drawn import draw, first_rows
 from provenance import provenance
+from watching import Watch
 
-from l2rm.data import openmoji
-from l2rm.data.mismatch import inject_mismatches
 from l2rm.data.pairs import Pairs
 from l2rm.evaluation.detection import measure_detection
-from l2rm.progress import track
 from l2rm.training.run import write_json
 
-SIDE, TILE = 160, 72
-COLOURS = {
-    "white": (255, 255, 255), "red": (214, 60, 60), "green": (70, 160, 80), "blue": (70, 110, 200),
-    "yellow": (240, 205, 70), "grey": (150, 150, 150), "black": (30, 30, 30), "pink": (240, 160, 190),
-}  # fmt: skip
-TEMPLATES = (
-    "{a} and {b} on a {c} background",
-    "{a}, {b}, {c}",
-    "{c} picture with {a} next to {b}",
-    "{b} beside {a}, {c}",
-)
-EMPTY_TEXTS = ("untitled", "product photo", "IMG_{n:05d}", "item {n}")
-"""Texts of no information: the same for many pictures, or telling them apart only by a number."""
+STAGES = ("encoding images", "comparing pictures", "comparing pixels", "learning to judge", "auditing")
+"""What the audit says that it is doing, in this order."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an audit reads and writes: a table, and a folder for its cache and its results."""
+
+    table: Path
+    work: Path
+
+    @property
+    def out(self) -> Path:
+        return self.work / "audit"
+
+    def encoded(self) -> int:
+        """Images whose features are on the disk."""
+        return sum(path.stat().st_size for path in (self.work / "cache" / "features").glob("*.stamps")) // 16
+
+    def judged(self) -> int:
+        """Folds of the cross-fit that are on the disk."""
+        return len(list((self.work / "cache" / "crossfit").glob("*/*.safetensors")))
 
 
 def main() -> None:
     """Draw, audit, compare with what was planted, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="for pictures, caches and results")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--ratio", type=float, default=0.2)
-    parser.add_argument("--kill-after", type=float, default=60.0, help="seconds until the first process is killed")
+    parser.add_argument("--compared", type=int, default=2_000, help="rows audited from nothing, killed and not")
+    parser.add_argument("--ratio", type=float, default=0.4)
+    parser.add_argument("--tiny", action="store_true", help="160 images, to try the script")
     options = parser.parse_args()
-    folder = options.folder / str(options.images)
-    planted = draw(folder, options.images, options.ratio)
-    command = [
-        *(sys.executable, "-m", "l2rm", "audit", str(folder / "pairs.csv"), "--encoder", "efficientnet-lite0"),
-        *("--skip-bad", "--out", str(folder / "audit")),
-    ]
-    environment = os.environ | {"L2RM_CACHE": str(folder / "cache")}
-    record = folder / "processes.json"
-    processes = json.loads(record.read_text()) if record.exists() else []
-    if not processes:
-        processes.append(watched(command, environment, folder / "first.log", kill_after=options.kill_after))
-        record.write_text(json.dumps(processes))
-    if processes[-1]["status"] != 0:
-        processes.append(watched(command, environment, folder / "second.log"))
-        record.write_text(json.dumps(processes))
-    if processes[-1]["status"] != 0:
-        raise SystemExit((folder / "second.log").read_text()[-2000:])
-    found = compared(folder, planted)
+    images = 160 if options.tiny else options.images
+    compared = min(images, options.compared)
+    folder = options.folder / str(images)
+    planted = draw(folder, images, options.ratio)
+    table = folder / "pairs.csv"
+    kept = _Kept(folder / "processes.json")
+    whole = Place(table, folder / "whole")
+    killed = kept.taken("whole", lambda: killed_twice(whole, images))
+    few, few_killed = table, whole
+    if compared < images:
+        few = first_rows(table, compared, folder / "few.csv")
+        few_killed = Place(few, folder / "few-killed")
+        kept.taken("few, killed", lambda: killed_twice(few_killed, compared))
+    not_killed = Place(few, folder / "few-whole")
+    kept.taken("few, not killed", lambda: [ended(not_killed)])
     write_json(
         options.json,
         {
-            "data": f"{options.images} drawn JPEGs of {SIDE} pixels, {options.ratio:.0%} mismatched at image level",
+            "data": f"{images} drawn JPEGs of 240 to 400 pixels a side, {options.ratio:.0%} mismatched at image level",
             **provenance(),
             "nice": os.nice(0),
             "load_average": os.getloadavg()[1],
-            "processes": processes,
-            "seconds": sum(one["seconds"] for one in processes),
-            "cpu_seconds": sum(one["cpu_seconds"] for one in processes),
-            "peak_mib": max(one["peak_mib"] for one in processes),
-            "images_a_second_encoding": encoding_rate(processes),
-            "report_mib": (folder / "audit" / "report.html").stat().st_size / 2**20,
-            **found,
+            "processes": killed,
+            "seconds": round(sum(one["seconds"] for one in killed), 1),
+            "cpu_seconds": round(sum(one["cpu_seconds"] for one in killed), 1),
+            "private_mib": max(one["private_mib"] for one in killed),
+            "proportional_mib": max(one["proportional_mib"] for one in killed),
+            "stages": {name: sum(one["stages"].get(name, 0) for one in killed) for name in (*STAGES, "writing")},
+            "stages_told_with_an_estimate": sorted({name for one in killed for name in one["estimated"]}),
+            "same_as_not_killed": {"rows": compared, "same": same(few_killed, not_killed)},
+            "report_mib": round((whole.out / "report.html").stat().st_size / 2**20, 2),
+            **truth(whole, planted),
         },
     )
     print(options.json.read_text())
 
 
-def watched(
-    command: list[str], environment: dict[str, str], log: Path, *, kill_after: float | None = None
-) -> dict[str, Any]:
-    """Run a process to its end, or kill it; what it took, and when each of its lines of progress came."""
-    began, peak, cpu = time.monotonic(), 0.0, 0.0
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+class _Kept:
+    """What was measured, in a file: a script that was stopped does not do it again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def taken(self, name: str, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        if name not in self._found:
+            self._found[name] = measure()
+            self._path.write_text(json.dumps(self._found))
+        found: list[dict[str, Any]] = self._found[name]
+        return found
+
+
+def killed_twice(place: Place, images: int) -> list[dict[str, Any]]:
+    """An audit killed in the middle of encoding and in that of cross-fitting: its three processes."""
+    shutil.rmtree(place.work, ignore_errors=True)
+    first = watched(place, kill=lambda: place.encoded() >= images // 2)
+    second = watched(place, kill=lambda: place.judged() >= 4)
+    assert [first["status"], second["status"]] == [-signal.SIGKILL, -signal.SIGKILL], (first, second)
+    return [first, second, ended(place)]
+
+
+def ended(place: Place) -> dict[str, Any]:
+    """An audit that nobody kills."""
+    found = watched(place)
+    if found["status"] != 0:
+        raise SystemExit("\n".join(found["told"]))
+    return found
+
+
+def watched(place: Place, *, kill: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Run an audit to its end, or kill it; what it took, and when each of its lines came."""
+    command = [sys.executable, "-m", "l2rm", "audit", str(place.table), "--encoder", "efficientnet-lite0"]
+    command += ["--skip-bad", "--out", str(place.out)]
+    before = place.encoded(), place.judged()
+    environment = os.environ | {"L2RM_CACHE": str(place.work / "cache"), "PYTHONUNBUFFERED": "1"}
+    lines: list[tuple[float, str]] = []
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((time.monotonic() - began, line.rstrip()))
+            print(f"{lines[-1][0]:7.0f} s  {lines[-1][1]}", file=sys.stderr, flush=True)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    first_sign: dict[str, float] = {}
+    with Watch(process.pid) as watch:
         while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            if "VmHWM" in status:
-                peak = max(peak, int(status.split("VmHWM:")[1].split()[0]) / 1024)
-                ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-                cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
-            if kill_after is not None and time.monotonic() - began > kill_after:
+            if place.encoded() > before[0]:
+                first_sign.setdefault("encoding images", time.monotonic() - began)
+            if kill():
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-            time.sleep(0.5)
+            time.sleep(0.05)
+    reader.join()
+    for when, line in lines:
+        for stage in STAGES:
+            if line.startswith(f"{stage}: "):
+                first_sign.setdefault(stage, when)
     return {
         "status": process.returncode,
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(cpu, 1),
-        "peak_mib": round(peak),
-        "images_encoded": max(map(int, re.findall(r"encoding images: (\d+)/", log.read_text())), default=0),
-        "told": log.read_text().splitlines()[-12:],
+        **watch.facts(),
+        "images_encoded": place.encoded() - before[0],
+        "folds_at_start": before[1],
+        "stages": durations(first_sign, lines, watch.seconds),
+        "estimated": sorted({line.split(":")[0] for _, line in lines if re.search(r"\d+/\d+, about \d+ s left", line)}),
+        "told": [line for _, line in lines][-12:],
     }
 
 
-def compared(folder: Path, planted: dict[str, list[str]]) -> dict[str, Any]:
-    """The audit against what was planted: recall and precision of every kind, and the ratio."""
-    table = pq.read_table(folder / "audit" / "audit.parquet").to_pydict()
-    pairs = Pairs.read(folder / "pairs.csv", skip_bad=True)
-    number = {name: place for place, name in enumerate(pairs.images)}
-    truth = dict(zip(pairs.pair_ids, pairs.is_mismatched, strict=True))
+def durations(first_sign: dict[str, float], lines: list[tuple[float, str]], end: float) -> dict[str, float]:
+    """Seconds of each stage that gave a sign, from there to the next."""
+    ends = dict(first_sign)
+    if summary := [when for when, line in lines if " suspected to be mismatched" in line]:
+        ends["writing"] = summary[0]
+    names = sorted(ends, key=lambda name: ends[name])
+    times = [*(ends[name] for name in names), end]
+    return {name: round(times[place + 1] - times[place], 1) for place, name in enumerate(names)}
+
+
+def same(one: Place, other: Place) -> bool:
+    """Whether two audits wrote the same table, bit by bit of every number."""
+    tables = [pq.read_table(place.out / "audit.parquet") for place in (one, other)]
+    return bool(tables[0].equals(tables[1]))
+
+
+def truth(place: Place, planted: dict[str, list[str]]) -> dict[str, Any]:
+    """The audit against what was planted: recall and precision of every kind, confidences, and the ratio."""
+    table = pq.read_table(place.out / "audit.parquet").to_pydict()
+    pairs = Pairs.read(place.table, skip_bad=True)
+    assert pairs.is_mismatched is not None
+    assert pairs.true_image_of is not None
+    wrong_of = dict(zip(pairs.pair_ids, pairs.is_mismatched, strict=True))
+    true_image = {name: pairs.images[image] for name, image in zip(pairs.pair_ids, pairs.true_image_of, strict=True)}
     given = dict(zip(table["pair_id"], table["image"], strict=True))
-    is_mismatched = np.array([truth[name] for name in table["pair_id"]])
+    is_mismatched = np.array([wrong_of[name] for name in table["pair_id"]])
+    is_right = np.array([true_image[a] == b for a, b in zip(table["pair_id"], table["rematch_image"], strict=True)])
     detection = measure_detection(np.array(table["match_probability"]), is_mismatched)
     copied = {f"images/{int(name):05d}.jpg" for kind in ("copies", "near", "originals") for name in planted[kind]}
     expected = {
@@ -142,91 +226,35 @@ def compared(folder: Path, planted: dict[str, list[str]]) -> dict[str, Any]:
         flags[kind] = {
             "planted": len(wanted),
             "flagged": len(flagged),
-            "recall": len(wanted & flagged) / len(wanted),
+            "recall": len(wanted & flagged) / max(1, len(wanted)),
             "precision": len(wanted & flagged) / max(1, len(flagged)),
         }
-    with (folder / "audit" / "left_out.csv").open(newline="") as file:
+    with (place.out / "left_out.csv").open(newline="") as file:
         left_out = len(list(csv.DictReader(file)))
     return {
-        "images": len(number),
         "truly_mismatched": float(is_mismatched.mean()),
         "broken": {"planted": len(planted["broken"]), "left_out": left_out},
         "detection": detection.to_dict(),
+        "confidences_of_suspects": reliability(
+            np.array(table["rematch_confidence"])[table["is_mismatched"]], is_right[table["is_mismatched"]]
+        ),
+        "decisions": {name: table["decision"].count(name) for name in ("keep", "rematch", "drop")},
         "flags": flags,
     }
 
 
-def encoding_rate(processes: list[dict[str, Any]]) -> float:
-    """Images a second, from the process that was killed while it encoded."""
-    return processes[0]["images_encoded"] / processes[0]["seconds"]
-
-
-def draw(folder: Path, images: int, ratio: float, seed: int = 0) -> dict[str, list[str]]:
-    """Pictures and `pairs.csv`; what was planted, by kind, as pair ids. Only what is missing is drawn."""
-    record = folder / "planted.json"
-    if record.exists():
-        return json.loads(record.read_text())
-    emoji = openmoji.read(("en",))
-    names = [emoji.captions[int(np.flatnonzero(emoji.image_of == image)[0])] for image in range(emoji.n_images)]
-    generator = np.random.default_rng(seed)
-    places = generator.permutation(images)
-    share = images // 100
-    copies, near, silent = places[:share], places[share : 2 * share], places[2 * share : 4 * share]
-    broken = places[4 * share : 4 * share + max(1, images // 2500)]
-    tiles = [_tile(emoji.image_path(image)) for image in range(emoji.n_images)]
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    files, captions = [], []
-    for n in track(range(images), total=images, what="drawing pictures"):
-        drawer = np.random.default_rng((seed, n))
-        one, two = drawer.choice(len(tiles), 2, replace=False)
-        colour = str(drawer.choice(list(COLOURS)))
-        text = TEMPLATES[drawer.integers(len(TEMPLATES))].format(a=names[one], b=names[two], c=colour)
-        files.append(f"images/{n:05d}.jpg")
-        captions.append(text)
-        if not (path := folder / files[-1]).exists():
-            _compose(drawer, tiles[one], tiles[two], COLOURS[colour]).save(path, quality=80)
-    originals = places[-2 * share :]
-    for copy, original in zip(np.concatenate([copies, near]), originals, strict=True):
-        captions[copy] = captions[original]
-        if copy in copies:
-            shutil.copyfile(folder / files[original], folder / files[copy])
-        else:
-            with Image.open(folder / files[original]) as picture:
-                picture.resize((SIDE - 16, SIDE - 16)).save(folder / files[copy], quality=60)
-    for place, n in enumerate(silent):
-        captions[n] = EMPTY_TEXTS[place % len(EMPTY_TEXTS)].format(n=n)
-    pairs = Pairs(images=tuple(files), image_of=np.arange(images), captions=tuple(captions), source="drawn")
-    noisy = inject_mismatches(pairs, ratio=ratio, level="image", seed=seed).pairs
-    replace(noisy, true_image_of=noisy.true_image_of).write(folder / "pairs.csv")
-    for n in broken:
-        (folder / files[n]).write_bytes((folder / files[n]).read_bytes()[:700])
-    planted = {
-        "copies": _ids(copies), "near": _ids(near), "originals": _ids(originals), "silent": _ids(silent),
-        "broken": _ids(broken),
-    }  # fmt: skip
-    record.write_text(json.dumps(planted))
-    return planted
-
-
-def _ids(rows: np.ndarray) -> list[str]:
-    return [str(row) for row in rows]
-
-
-def _tile(path: Path | None) -> Image.Image:
-    with Image.open(str(path)) as picture:
-        return picture.convert("RGB").resize((TILE, TILE))
-
-
-def _compose(drawer: np.random.Generator, one: Image.Image, two: Image.Image, ground: tuple[int, ...]) -> Image.Image:
-    picture = Image.new("RGB", (SIDE, SIDE), ground)
-    for place, tile in enumerate((one, two)):
-        turned = tile.rotate(float(drawer.uniform(-20, 20)), fillcolor="white", resample=Image.Resampling.BILINEAR)
-        side = int(TILE * drawer.uniform(0.75, 1.0))
-        picture.paste(
-            turned.resize((side, side)),
-            (place * SIDE // 2 + int(drawer.integers(0, 8)), int(drawer.integers(0, SIDE - side))),
-        )
-    return picture
+def reliability(confidence: np.ndarray, is_right: np.ndarray) -> list[dict[str, float]]:
+    """How often suggestions were right, by the confidence they were given."""
+    edges = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.01)
+    found = []
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence >= low) & (confidence < high)
+        if inside.any():
+            found.append(
+                {"suggestions": int(inside.sum()), "mean_confidence": round(float(confidence[inside].mean()), 3),
+                 "right": round(float(is_right[inside].mean()), 3)}
+            )  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ processes; those of short life between two looks are missed. Reads /proc, so thi
 
 import argparse
 import json
-import os
 import tempfile
-import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from provenance import provenance
+from watching import Watch
 
 from l2rm.scale.engine import opened_engine
 from l2rm.scale.pipeline import ShardsConfig, audit_shards
@@ -59,77 +57,6 @@ def write_shards(folder: Path, pairs: int, dim: int, ratio: float, seed: int) ->
         columns["true_image"] = pa.array([f"image {row}" for row in source[rows]])
         columns["image"] = pa.array([f"image {row}" for row in rows])
         pq.write_table(pa.table(columns), folder / f"{number:05d}.parquet")
-
-
-class Watch:
-    """Memory and CPU time of this process and its descendants."""
-
-    def __init__(self) -> None:
-        self.private = self.proportional = 0.0
-        self.processes = 0
-        self._cpu: dict[int, float] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._began = self._own = 0.0
-
-    def __enter__(self) -> "Watch":
-        self._began, self._own = time.perf_counter(), time.process_time()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.seconds = time.perf_counter() - self._began
-
-    @property
-    def cpu_seconds(self) -> float:
-        others = sum(seconds for process, seconds in self._cpu.items() if process != os.getpid())
-        return time.process_time() - self._own + others
-
-    def facts(self) -> dict[str, float]:
-        return {
-            "seconds": round(self.seconds, 1),
-            "cpu_seconds": round(self.cpu_seconds, 1),
-            "private_mib": round(self.private),
-            "proportional_mib": round(self.proportional),
-            "processes": self.processes,
-        }
-
-    def _look(self) -> None:
-        while not self._ended.wait(0.5):
-            private = proportional = 0.0
-            family = descendants(os.getpid())
-            for process in family:
-                try:
-                    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-                    lines += Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
-                    times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-                except OSError:
-                    continue
-                told = dict(line.split(":", 1) for line in lines)
-                kib = {name: int(told[name].split()[0]) for name in ("Pss", "RssAnon", "RssShmem") if name in told}
-                private += (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) / 1024
-                proportional += kib.get("Pss", 0) / 1024
-                self._cpu[process] = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
-            self.private, self.proportional = max(self.private, private), max(self.proportional, proportional)
-            self.processes = max(self.processes, len(family))
-
-
-def descendants(process: int) -> list[int]:
-    """A process and all below it."""
-    children = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children[parent].append(int(entry.name))
-    found = [process]
-    for one in found:
-        found.extend(children[one])
-    return found
 
 
 class Timed:

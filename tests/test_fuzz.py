@@ -24,11 +24,11 @@ from l2rm.data.formats import read_pairs
 from l2rm.data.mismatch import read_index
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import SPECIAL, Vocabulary
+from l2rm.earlier import saved_run
 from l2rm.encoders.pixels import UndecodableImageError, decode
 from l2rm.errors import InputError
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
-from l2rm.sources import saved_run
 from l2rm.training.check import check_same_run
 from l2rm.training.published import convert, published_name
 from l2rm.training.run import Run, load_run, read_lines, read_record, write_model, write_record

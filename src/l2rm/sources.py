@@ -1,7 +1,6 @@
 """From DATA, as a command names it, to pairs with features. Imports no torch before features are to be made."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +15,6 @@ from l2rm.data.pairs import Pairs
 from l2rm.data.shards import is_sharded
 from l2rm.data.tables import SUFFIXES
 from l2rm.errors import InputError
-from l2rm.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +100,11 @@ class TrainingData:
     facts: dict[str, Any]
 
 
+def absolute(source: str) -> str:
+    """DATA, whose paths start from the root of the file system."""
+    return ",".join(str(Path(part).absolute()) for part in source.split(","))
+
+
 def open_splits(
     source: str | Path, *, image_root: str | Path | None = None, seed: int = 0, skip_bad: bool = False
 ) -> dict[str, Pairs]:
@@ -159,7 +162,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
     level, ratio = measured_mismatch(train)
     encoded = splits[TRAIN].features is None
     facts = {
-        "source": data.source if data.source == BUILT_IN else _absolute(data.source),
+        "source": data.source if data.source == BUILT_IN else absolute(data.source),
         "image_root": None if data.image_root is None else str(data.image_root.absolute()),
         "seed": data.seed,
         "skip_bad": data.skip_bad,
@@ -194,8 +197,10 @@ def open_split(data: DataConfig, split: str) -> Pairs:
     return splits[split]
 
 
-def open_rows(data: DataConfig, split: str | None = None) -> Pairs:
+def open_rows(data: DataConfig, split: str | None = None, *, least: int = 2) -> Pairs:
     """The pairs to audit: one split, else all rows of DATA; of a folder with several splits, what one would train on.
+
+    A table must have `least` rows.
 
     Raises:
         InputError: no such split, and whatever is wrong with DATA.
@@ -204,7 +209,7 @@ def open_rows(data: DataConfig, split: str | None = None) -> Pairs:
         return open_split(data, split)
     if data.is_folder and (Path(data.source) / f"{TRAIN}_ims.npy").exists():
         return open_split(data, TRAIN)
-    pairs = read_pairs(data.source, image_root=data.image_root, skip_bad=data.skip_bad)
+    pairs = read_pairs(data.source, image_root=data.image_root, skip_bad=data.skip_bad, least=least)
     return pairs if data.mismatch is None else read_index(data.mismatch, pairs).pairs
 
 
@@ -255,94 +260,6 @@ def measured_mismatch(pairs: Pairs) -> tuple[str | None, float | None]:
     if level == "image":
         return level, len(np.unique(pairs.image_of[is_mismatched])) / pairs.n_images
     return level, float(is_mismatched.mean())
-
-
-def saved_data(folder: Path) -> DataConfig | None:
-    """What the run in `folder` was given to learn from; None for a run whose `config.json` does not tell.
-
-    Raises:
-        InputError: the folder is no run.
-    """
-    from l2rm.training.run import read_record
-
-    facts = read_record(folder).get("data")
-    if facts is None:
-        return None
-    try:
-        return _data_config(facts)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{folder / 'config.json'}: data: not what a run tells of it ({reason}); restore the file or train again"
-        ) from error
-
-
-def _data_config(facts: dict[str, Any]) -> DataConfig:
-    mismatch, injection = (facts["mismatch"] or {}).get("index"), facts.get("injection")
-    decisions = facts.get("decisions")
-    return DataConfig(
-        source=facts["source"],
-        image_root=None if facts["image_root"] is None else Path(facts["image_root"]),
-        seed=facts["seed"],
-        skip_bad=facts["skip_bad"],
-        mismatch=None if mismatch is None else Path(mismatch),
-        injection=None if injection is None else Injection(**injection),
-        decisions=None if decisions is None else Path(decisions["file"]),
-        encoder=EncoderConfig(**(facts["encoder"] or {})),
-    )
-
-
-def saved_run(folder: Path) -> tuple[TrainConfig, DataConfig]:
-    """The configuration that the run in `folder` was started with, and its data (defaults, where it does not tell).
-
-    Raises:
-        InputError: the folder is no run.
-    """
-    from l2rm.training.run import config_from, read_record
-
-    record = read_record(folder)
-    config = config_from(TrainConfig, record["config"], folder / "config.json")
-    if "candidates" in record:  # the objective that was found stands for the question
-        config = replace(config, objective="auto")
-    return config, saved_data(folder) or DataConfig(source="")
-
-
-def refuse_other_encoder(folder: Path, facts: dict[str, Any]) -> None:
-    """A run to be resumed must go on with the features that it began with; `train` compares the rest.
-
-    Raises:
-        InputError: the run in `folder`, if there is one, used another encoder or grid.
-    """
-    from l2rm.training.run import read_record
-
-    if not (folder / "config.json").exists():
-        return
-    was, now = (one.get("encoder") for one in (read_record(folder).get("data", facts), facts))
-    if (was is None) != (now is None) or EncoderConfig(**(was or {})) != EncoderConfig(**(now or {})):
-        raise InputError(f"{folder}: encoder was {was} and is now {now}; resume a run as it was started")
-
-
-def data_for(folders: Iterable[Path], asked: DataConfig) -> DataConfig:
-    """DATA as the runs read theirs: their encoder and the seed of their split; and, of the same DATA, the image root.
-
-    Raises:
-        InputError: the runs used different encoders, and DATA are images.
-    """
-    found = [(folder, data) for folder in folders if (data := saved_data(folder)) is not None]
-    if not found:
-        return asked
-    first_folder, first = found[0]
-    for folder, other in found[1:]:
-        if other.encoder != first.encoder and not _has_features(asked):
-            raise InputError(
-                f"{folder}: trained with {other.encoder}, but {first_folder} with {first.encoder}; "
-                "take the runs one by one, or give DATA with features"
-            )
-    image_root = asked.image_root
-    if image_root is None and first.source == _absolute(asked.source):
-        image_root = first.image_root
-    seed = first.seed if all(other.seed == first.seed for _, other in found) else None
-    return replace(asked, encoder=first.encoder, seed=seed, image_root=image_root)
 
 
 # --------------------------------------------------------------------------------------------------------- splits
@@ -446,12 +363,3 @@ def _refuse_overwriting(source: str, out: Path) -> None:
         inputs = [*inputs[0].glob("*_ims.npy"), *inputs[0].glob("*_caps.txt"), *inputs[0].glob("*scale.npy")]
     if out.resolve() in {path.resolve() for path in inputs}:
         raise InputError(f"{out}: is part of the data itself; choose another --out")
-
-
-def _absolute(source: str) -> str:
-    return ",".join(str(Path(part).absolute()) for part in source.split(","))
-
-
-def _has_features(data: DataConfig) -> bool:
-    """DATA are a precomp folder or embeddings, which bring their features."""
-    return data.is_folder or all(part.endswith(".npy") for part in data.source.split(","))

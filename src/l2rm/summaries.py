@@ -58,10 +58,14 @@ def metrics_table(names: Sequence[str], metrics: Sequence["Metrics"]) -> str:
 
 def audit_summary(audit: "Audit") -> str:
     """What the audit found, and how right it is where the truth is known."""
+    from l2rm.auditing.advice import rematch_advice
+
     total, suspected = len(audit.pairs), int(audit.is_mismatched.sum())
     rematch = int((audit.decision == "rematch").sum())
     text = f"{total} pairs, {suspected} suspected to be mismatched ({100 * suspected / total:.1f} %)"
     text += f": rematch {rematch}, drop {suspected - rematch}"
+    if advice := rematch_advice(audit):
+        text += f"\n{advice}"
     if ratio := audit.mismatch_ratio:
         text += (
             f"\nestimated share of mismatched pairs: {100 * ratio.estimate:.1f} % ({100 * ratio.level:.0f} % interval "

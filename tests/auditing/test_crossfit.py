@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from l2rm.evaluation.scores import MatrixScores
 from l2rm.training import crossfit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+FOLDS_BY: tuple[Literal["image", "image+caption"], ...] = ("image", "image+caption")
 WORDS = ("red", "blue", "dog", "cat", "kite", "sea", "tree", "car", "sun", "moon", "hat", "bee")
 
 
@@ -72,6 +74,48 @@ def test_no_judge_has_seen_what_it_judges(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(own) == 90 - len(rows)
         assert not set(groups[pairs.image_of[rows]]) & set(groups[pairs.image_of[np.setdiff1d(everyone, rows)]])
     assert ((found.p_values > 0) & (found.p_values <= 1)).all()
+
+
+def test_no_judge_has_seen_the_words_of_a_caption_that_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = world(90)
+    captions = tuple("Part of a set" if row % 5 == 0 else text for row, text in enumerate(pairs.captions))
+    pairs = replace(pairs, captions=("part of a SET!", *captions[1:]))
+    config = quick(pairs)
+    learned: list[np.ndarray] = []
+    inner = crossfit.warmed_up
+
+    def warmed_up(model, batches, rows, *rest):  # type: ignore[no-untyped-def]
+        learned.append(rows)
+        return inner(model, batches, rows, *rest)
+
+    monkeypatch.setattr(crossfit, "warmed_up", warmed_up)
+    cross_fit_pairs(pairs, config, progress=False)
+    by_image, learned = learned, []
+    assert any((rows % 5 == 0).any() for rows in by_image)
+    by_text = replace(config, rematching=replace(config.rematching, folds_by="image+caption"))
+    found = cross_fit_pairs(pairs, by_text, progress=False)
+    for rows, before in zip(learned, by_image, strict=True):
+        assert set(rows) < set(before)  # folds are as they were
+        held_out = np.setdiff1d(np.arange(90), before)
+        said = {" ".join(pairs.captions[row].lower().strip("!").split()) for row in held_out}
+        assert not said & {pairs.captions[row].lower() for row in rows}
+        assert set(before) - set(rows) == {row for row in before if pairs.captions[row].lower().strip("!") in said}
+    assert len(found.p_values) == 90
+
+
+def test_an_audit_hands_on_what_its_folds_are_by() -> None:
+    pairs = world(90)
+    pairs = replace(pairs, captions=tuple("a set" if row % 3 == 0 else text for row, text in enumerate(pairs.captions)))
+    by = {by: audit_without_model(pairs, folds_by=by, progress=False).match_probability for by in FOLDS_BY}
+    assert not np.array_equal(by["image"], by["image+caption"])
+
+
+def test_captions_of_which_each_stands_in_every_fold_leave_nothing_to_learn_from() -> None:
+    pairs = replace(world(60), captions=tuple("a set" for _ in range(60)))
+    config = quick(pairs)
+    config = replace(config, rematching=replace(config.rematching, folds_by="image+caption"))
+    with pytest.raises(RuntimeError, match=r"0 pairs of fold 1 .* leaves out what has a caption of the fold"):
+        cross_fit_pairs(pairs, config, progress=False)
 
 
 def test_scores_are_means_of_the_two_models_that_know_one_side_less() -> None:
@@ -146,3 +190,42 @@ def test_the_same_seed_gives_the_same_verdicts() -> None:
     torch.manual_seed(2)
     two = cross_fit_pairs(pairs, quick(pairs), progress=False)
     np.testing.assert_array_equal(one.p_values, two.p_values)
+
+
+@pytest.mark.parametrize(("rounds", "stopped_at"), [(1, 2), (2, 5)])
+def test_a_cross_fit_that_was_stopped_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounds: int, stopped_at: int
+) -> None:
+    pairs = world(90)
+    config = quick(pairs)
+    config = replace(config, rematching=replace(config.rematching, fold_rounds=rounds))
+    whole = cross_fit_pairs(pairs, config, progress=False)
+    ranked, calls = crossfit.rank_p_values, []
+
+    def dies(*given, **settings):  # type: ignore[no-untyped-def]
+        calls.append(1)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        return ranked(*given, **settings)
+
+    monkeypatch.setattr(crossfit, "rank_p_values", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit_pairs(pairs, config, progress=False, keep=tmp_path / "folds")
+    again = cross_fit_pairs(pairs, config, progress=False, keep=tmp_path / "folds")
+    assert len(calls) == 3 * rounds + 1  # nothing but the fold that was stopped is done twice
+    np.testing.assert_array_equal(again.p_values, whole.p_values)
+    np.testing.assert_array_equal(again.match_probability, whole.match_probability)
+    everything = np.arange(90), np.arange(len(pairs))
+    np.testing.assert_array_equal(again.scores.block(*everything), whole.scores.block(*everything))
+
+
+def test_what_another_cross_fit_kept_is_not_taken(tmp_path: Path) -> None:
+    pairs, folder = world(90), tmp_path / "folds"
+    cross_fit_pairs(pairs, quick(pairs), progress=False, keep=folder)
+    other = replace(pairs, captions=pairs.captions[::-1])
+    kept = cross_fit_pairs(other, quick(other), progress=False, keep=folder)
+    np.testing.assert_array_equal(kept.p_values, cross_fit_pairs(other, quick(other), progress=False).p_values)
+    file = folder / "00.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    with pytest.raises(InputError, match=r"00\.safetensors: is damaged .*; delete the folder .*folds and audit again"):
+        cross_fit_pairs(other, quick(other), progress=False, keep=folder)

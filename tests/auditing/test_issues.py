@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from l2rm.auditing.duplicate_captions import find_duplicate_captions, normalised
+from l2rm.auditing.duplicate_captions import find_duplicate_captions
 from l2rm.auditing.issues import find_issues
 from l2rm.auditing.near_duplicates import find_near_duplicates
 from l2rm.auditing.uninformative import find_uninformative_captions, is_file_name, template
 from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
+from l2rm.data.texts import normalised
 from l2rm.evaluation.scores import MatrixScores
 
 

@@ -92,6 +92,15 @@ def test_finds_the_share_where_matched_pairs_always_come_first() -> None:
     assert RankMixture.fit(torch.from_numpy((above + 0.5) / 501)).mismatch_ratio == pytest.approx(0.4, abs=0.05)
 
 
+def test_the_share_is_right_on_average_where_p_values_are_few() -> None:
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        p = np.concatenate([rng.random(160), rng.beta(0.5, 12, 240)])
+        found.append(RankMixture.fit(torch.from_numpy(np.maximum(p, 1e-12))).mismatch_ratio)
+    assert np.mean(found) == pytest.approx(0.4, abs=0.015)
+
+
 @settings(max_examples=40, deadline=None)
 @given(p_values=st.lists(st.floats(1e-300, 1) | st.sampled_from([1.0, 0.5]), min_size=1, max_size=30))
 def test_always_a_probability_that_never_rises_with_the_rank(p_values: list[float]) -> None:

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from l2rm.cli import main
+from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
 from l2rm.search.index import Index
 from l2rm.search.model_folder import write_model_folder
@@ -48,6 +50,29 @@ def test_precomp_from_a_run(trained: Path, precomp: Path, tmp_path: Path, capsys
     assert "added 10 images, 20 captions\n18 images, 35 captions" in capsys.readouterr().out
     ask("index", "--out", index, "--compact")
     assert "18 images, 35 captions" in capsys.readouterr().out
+
+
+def test_a_table_of_one_row_is_added(
+    trained: Path, precomp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from l2rm import sources
+
+    def with_features(pairs: Pairs, *_: object, **__: object) -> Pairs:
+        """Pixels are not what this is about."""
+        known = pairs.features or Features.open(precomp / "test_ims.npy").take([0])
+        return replace(pairs, features=known)
+
+    monkeypatch.setattr(sources, "with_features", with_features)
+    index, table = tmp_path / "index", tmp_path / "new.csv"
+    ask("index", "--model", trained, "--data", precomp, "--split", "dev", "--out", index)
+    (tmp_path / "new.png").touch()
+    table.write_text("image,caption\nnew.png,a red kite\n")
+    capsys.readouterr()
+    ask("index", "--out", index, "--add", table)
+    assert "added 1 images, 1 captions\n11 images, 21 captions" in capsys.readouterr().out
+    table.write_text("image,caption\n")
+    ask("index", "--out", index, "--add", table, status=2)
+    assert "new.csv: 0 rows; a table needs at least 1" in capsys.readouterr().err
 
 
 def test_arrays_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

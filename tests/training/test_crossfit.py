@@ -374,8 +374,9 @@ def test_other_folds_are_another_configuration(small, folded, tmp_path):
         ({"folds": 1}, {}, "rematching.folds: 1 "),
         ({"folds": 91}, {}, "small: 180 training images are fewer than two for each of 91 folds"),
         ({"folds": 2}, {"warmup_epochs": 0}, "rematching.folds: "),
+        ({"folds_by": "image+caption"}, {}, "rematching.folds_by: says what falls into folds, which are 0"),
     ],
-    ids=["a single fold", "more folds than images", "no warm-up"],
+    ids=["a single fold", "more folds than images", "no warm-up", "captions of no folds"],
 )
 def test_folds_that_cannot_be_are_refused(small, tmp_path, rematching, schedule, message):
     config = small.small_config(rematching=rematching, **schedule)

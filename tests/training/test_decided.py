@@ -14,7 +14,8 @@ from l2rm.cli import main
 from l2rm.data.batches import Batches
 from l2rm.data.pairs import Pairs
 from l2rm.data.tables import write_table
-from l2rm.sources import DataConfig, open_training, saved_data
+from l2rm.earlier import saved_data
+from l2rm.sources import DataConfig, open_training
 from l2rm.training.divide import divide, trusting
 from l2rm.training.train import fingerprint
 

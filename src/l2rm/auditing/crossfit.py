@@ -5,15 +5,20 @@ the pairs of the others alone. It ranks the fold's pairs, all equally new to it,
 tells matched from mismatched (`l2rm.training.crossfit`).
 """
 
+import hashlib
+import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from l2rm.auditing.kept import KeptFolds
 from l2rm.data.batches import Batches
 from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
@@ -28,6 +33,9 @@ from l2rm.similarity.settings import ModelConfig
 from l2rm.training.crossfit import cross_fit
 from l2rm.training.settings import TrainConfig
 from l2rm.training.train import data_shape
+
+log = logging.getLogger("l2rm")
+P_VALUES = "p_values of the fold"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +96,13 @@ class CrossFittedScores:
         return found
 
 
-def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "image"] = "pair") -> TrainConfig:
+def cross_fit_config(
+    pairs: Pairs,
+    *,
+    seed: int = 0,
+    evidence: Literal["pair", "image"] = "pair",
+    folds_by: Literal["image", "image+caption"] = "image",
+) -> TrainConfig:
     """How the judges learn: small towers, in seconds for some thousand pairs and minutes for 50,000.
 
     Captions as words are read as bags of words; embeddings get a linear head. Few images are divided into more folds,
@@ -98,6 +112,7 @@ def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "
         pairs: what is to be judged.
         seed: rules folds, weights and the order of batches.
         evidence: "image" ranks all captions of an image together, for data in which they came together.
+        folds_by: "image+caption" keeps a caption's text from its judge too, for data that give many images one text.
     """
     few = pairs.n_images < 5000
     words = pairs.caption_features is None
@@ -115,7 +130,7 @@ def cross_fit_config(pairs: Pairs, *, seed: int = 0, evidence: Literal["pair", "
             min_word_count=1 if len(pairs) < 20_000 else 2,
         ),
         rematching=RematchingConfig(
-            tau=0.1 if words else 0.05, folds=8 if few else 4, fold_rounds=2, evidence=evidence
+            tau=0.1 if words else 0.05, folds=8 if few else 4, fold_rounds=2, evidence=evidence, folds_by=folds_by
         ),
     )
 
@@ -127,6 +142,7 @@ def cross_fit_pairs(
     groups: NDArray[np.int64] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    keep: Path | None = None,
 ) -> CrossFit:
     """Judge every pair by models that never saw its image, nor the captions that the image is given.
 
@@ -135,13 +151,15 @@ def cross_fit_pairs(
     Args:
         pairs: with features of images; captions as words or embeddings.
         config: of the models: `warmup_epochs`, `lr`, `batch_size`, `model`, and of `rematching` `folds`, `fold_rounds`,
-            `evidence` and `tau`.
+            `folds_by`, `evidence` and `tau`.
         groups: (images,) numbers; images of one number (copies of one picture, say) share a fold.
         device: where the models learn.
         progress: tell on standard error how far it is.
+        keep: a folder for the folds that are finished. A call with the same pairs and configuration goes on from them,
+            to the same result; what others left there is removed.
 
     Raises:
-        InputError: too few images or groups for the folds, no features.
+        InputError: too few images or groups for the folds, no features, what was kept is damaged.
         RuntimeError: a round takes next to no pairs of a fold as matched, so that nothing is left to learn from.
     """
     settings = config.rematching
@@ -152,16 +170,22 @@ def cross_fit_pairs(
             f"({settings.folds} folds of two or more); give a model (--model) or similarities (--similarity)"
         )
     batches, template = _prepared(pairs, config, device)
-    total = settings.fold_rounds * settings.folds
-    steps = iter(track(range(total), total=total, what="learning to judge", enabled=progress))
-    judges: deque[RetrievalModel] = deque(maxlen=settings.folds)
+    kept = None if keep is None else KeptFolds(keep, _key(pairs, config, groups))
+    done = [] if kept is None else list(kept)
+    judges = deque((_judge(template, fold) for fold in done[-settings.folds :]), maxlen=settings.folds)
+    left = settings.fold_rounds * settings.folds - len(done)
+    if done:
+        log.info("%s: %d folds were judged before, %d are left", pairs.source, len(done), left)
+    steps = iter(track(range(left + 1), total=left, what="learning to judge", enabled=progress))
+    next(steps)
 
-    def judged(judge: RetrievalModel) -> None:
-        judges.append(judge)
+    def finished(p_values: Tensor) -> None:
+        if kept is not None:
+            kept.append({P_VALUES: p_values, **judges[-1].state_dict()})
         next(steps)
 
-    division = cross_fit(template, batches, config, groups=groups, judged=judged)
-    next(steps, None)
+    known = [fold[P_VALUES] for fold in done]
+    division = cross_fit(template, batches, config, groups=groups, done=known, judged=judges.append, finished=finished)
     models = [ModelScores(judge, pairs) for judge in judges]
     return CrossFit(
         p_values=division.losses.astype(np.float64),
@@ -182,3 +206,23 @@ def _prepared(pairs: Pairs, config: TrainConfig, device: torch.device | str) -> 
         template = build_model(config.model, data_shape(pairs, vocabulary)).to(device)
     template.vocabulary = vocabulary
     return Batches(pairs, vocabulary, device), template
+
+
+def _judge(template: RetrievalModel, fold: Mapping[str, Tensor]) -> RetrievalModel:
+    """The model of a fold that was kept."""
+    device = next(template.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        judge = build_model(template.config, template.shape).to(device)
+    judge.vocabulary = template.vocabulary
+    judge.load_state_dict({name: value for name, value in fold.items() if name != P_VALUES})
+    return judge.eval()
+
+
+def _key(pairs: Pairs, config: TrainConfig, groups: NDArray[np.int64]) -> str:
+    """Tells this cross-fit from others: all that it learns from, and how."""
+    digest = hashlib.sha256(repr((config, pairs.captions)).encode())
+    for features in (pairs.features, pairs.caption_features):
+        digest.update(b"" if features is None else features.digest().encode())
+    for array in (pairs.image_of, pairs.trusted, groups):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2rm.data.pairs import Pairs
-from l2rm.data.vocabulary import TOKENISERS
+from l2rm.data.texts import text_numbers
 
 Found = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64]]
 
@@ -12,7 +12,7 @@ Found = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.int64]]
 def find_duplicate_captions(pairs: Pairs, image_group: NDArray[np.int64] | None = None) -> Found:
     """Which captions say word for word what the caption of another picture says.
 
-    Case, punctuation, spaces and ways of writing one letter do not count (`normalised`). Copies of a picture are one
+    Case, punctuation, spaces and ways of writing one letter do not count (`text_numbers`). Copies of a picture are one
     picture: a photograph that is there twice, with its title twice, is a matter of near-duplicate images alone.
 
     Args:
@@ -29,14 +29,8 @@ def find_duplicate_captions(pairs: Pairs, image_group: NDArray[np.int64] | None 
         >>> found.tolist(), score.tolist()
         ([True, True, False], [0.5, 0.5, 1.0])
     """
-    texts: dict[str, int] = {}
-    text_of = np.array([texts.setdefault(normalised(caption), len(texts)) for caption in pairs.captions])
+    text_of = text_numbers(pairs.captions)
     pictures = pairs.image_of if image_group is None else image_group[pairs.image_of]
     different = np.unique(np.stack([text_of, pictures]), axis=1)
-    count = np.bincount(different[0], minlength=len(texts))[text_of]
+    count = np.bincount(different[0], minlength=int(text_of.max(initial=-1)) + 1)[text_of]
     return count > 1, 1.0 / count, np.where(count > 1, text_of, -1)
-
-
-def normalised(caption: str) -> str:
-    """The words of a caption in the form in which captions are compared; a text without words stays as it is."""
-    return " ".join(TOKENISERS["unicode"](caption)) or caption.strip()

@@ -1,6 +1,7 @@
 """An audit by the data alone: no trained model is at hand, and none may have learned a pair that it judges."""
 
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +25,11 @@ def audit_without_model(
     *,
     head: bool = False,
     evidence: Literal["pair", "image"] = "pair",
+    folds_by: Literal["image", "image+caption"] = "image",
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    keep: Path | None = None,
     **options: Any,
 ) -> Audit:
     """Judge every pair by what is there: the cosine of its embeddings, or small models that never saw the pair.
@@ -40,9 +43,11 @@ def audit_without_model(
         pairs: with features of images.
         head: learn heads although the dimensions agree.
         evidence: of cross-fitting: rank each caption by itself, or all captions of an image together.
+        folds_by: of cross-fitting: what is new to the model that judges a pair, its image, or its caption's text too.
         seed: rules all that is drawn.
         device: where the small models learn.
         progress: tell on standard error how far it is.
+        keep: a folder for what a cross-fit has finished, so that one that was killed goes on; see `cross_fit_pairs`.
         options: as in `audit_scores`.
 
     Raises:
@@ -72,10 +77,11 @@ def audit_without_model(
     copies = find_near_duplicates(pairs, progress=progress)
     ranks = cross_fit_pairs(
         pairs,
-        cross_fit_config(pairs, seed=seed, evidence=evidence),
+        cross_fit_config(pairs, seed=seed, evidence=evidence, folds_by=folds_by),
         groups=None if copies is None else copies.group,
         device=device,
         progress=progress,
+        keep=keep,
     )
     judge = "a small model that learned from other pairs only"
     return audit_scores(ranks.scores, pairs, ranks=ranks, copies=copies, judge=judge, **shared)

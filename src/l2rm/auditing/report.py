@@ -11,6 +11,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from l2rm.auditing.advice import rematch_advice
 from l2rm.auditing.flagged import flag_sections
 from l2rm.auditing.pictures import Density, histogram, thumbnail
 from l2rm.evaluation.metrics import Metrics
@@ -76,6 +77,7 @@ def render_report(
         credits=credits,
         keep_threshold=audit.keep_threshold,
         rematch_threshold=audit.rematch_threshold,
+        advice=rematch_advice(audit),
     )
 
 

@@ -103,7 +103,9 @@ def review_router(folder: Path, *, search: str | None = None) -> APIRouter:
     queue.warm_up()
     view = View(queue)
     _add_pages(router, queue, search)
-    _add_reading(router, queue, view)
+    _add_pairs(router, queue, view)
+    _add_images(router, queue, view)
+    _add_export(router, queue)
     _add_deciding(router, queue, view)
     return router
 
@@ -132,15 +134,9 @@ def _add_pages(router: APIRouter, queue: ReviewQueue, search: str | None) -> Non
         return Response(static[name], media_type=_STATIC[name], headers=cache)
 
 
-def _add_reading(router: APIRouter, queue: ReviewQueue, view: View) -> None:
+def _add_pairs(router: APIRouter, queue: ReviewQueue, view: View) -> None:
+    """What is under review, and what became of it."""
     folder = queue.folder
-
-    @lru_cache(maxsize=600)
-    def small(number: int, side: int) -> bytes:
-        path = folder.image_path(number)
-        if path is None:
-            raise UndecodableImageError("the audit has no pixels")
-        return small_webp(path, side)
 
     @router.get("/api/summary")
     def summary(tab: Annotated[str, Query(max_length=64)] = "") -> Summary:
@@ -171,6 +167,25 @@ def _add_reading(router: APIRouter, queue: ReviewQueue, view: View) -> None:
         queue.refresh()
         return view.pair(_checked(row, len(folder), "row"))
 
+    @router.get("/api/changes")
+    def changes(
+        since: Annotated[int, Query(ge=0, lt=2**62)], tab: Annotated[str, Query(max_length=64)] = ""
+    ) -> Changes:
+        """What was decided after a version."""
+        rows, version = queue.changes(since)
+        return Changes(pairs=[view.pair(row) for row in rows], version=version, progress=view.progress(tab))
+
+
+def _add_images(router: APIRouter, queue: ReviewQueue, view: View) -> None:
+    folder = queue.folder
+
+    @lru_cache(maxsize=600)
+    def small(number: int, side: int) -> bytes:
+        path = folder.image_path(number)
+        if path is None:
+            raise UndecodableImageError("the audit has no pixels")
+        return small_webp(path, side)
+
     @router.get("/api/images")
     def images(words: Annotated[str, Query(min_length=1, max_length=200)]) -> list[ImageView]:
         """Images whose name or captions hold the words."""
@@ -189,14 +204,8 @@ def _add_reading(router: APIRouter, queue: ReviewQueue, view: View) -> None:
             raise HTTPException(404, str(error)) from error
         return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400"})
 
-    @router.get("/api/changes")
-    def changes(
-        since: Annotated[int, Query(ge=0, lt=2**62)], tab: Annotated[str, Query(max_length=64)] = ""
-    ) -> Changes:
-        """What was decided after a version."""
-        rows, version = queue.changes(since)
-        return Changes(pairs=[view.pair(row) for row in rows], version=version, progress=view.progress(tab))
 
+def _add_export(router: APIRouter, queue: ReviewQueue) -> None:
     @router.get("/api/export", response_class=FileResponse, responses={409: {"description": "cannot be exported"}})
     def exported(
         what: Kind = "decisions",

@@ -6,8 +6,9 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from l2rm.auditing.duplicate_captions import Found, normalised
+from l2rm.auditing.duplicate_captions import Found
 from l2rm.data.pairs import Pairs
+from l2rm.data.texts import normalised
 from l2rm.data.vocabulary import TOKENISERS
 from l2rm.evaluation.scores import Scores, checked_block
 

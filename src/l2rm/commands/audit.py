@@ -1,5 +1,7 @@
 """`l2rm audit`."""
 
+import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,7 +33,7 @@ class Audit(Command):
     Audits all rows of a table or of embeddings, the train split of a folder with several. DIR gets audit.parquet, a row
     a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN was trained on, the
     training's own match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the
-    audit. A stopped audit is called again: images are encoded once.
+    audit. A stopped audit is called again: it goes on where it stopped with encoding, and with cross-fitting.
 
     Examples:
       l2rm audit pairs.csv --encoder efficientnet-lite0 --out audit
@@ -58,6 +60,9 @@ class Audit(Command):
     evidence: Literal["pair", "image"] = "pair"
     """In cross-fitting: each caption is ranked by itself, or all captions of an image together, where they came
     together."""
+    folds_by: Literal["image", "image+caption"] = "image"
+    """In cross-fitting, what is new to the model that judges a pair: its image; or its caption's text too, on whatever
+    image it stands, for data that give many images one caption (stale titles, names of collections)."""
     split: str | None = None
     """The split to audit."""
     mismatch: Annotated[Path | None, arg(metavar="INDEX.npy")] = None
@@ -75,6 +80,7 @@ class Audit(Command):
     def run(self) -> None:
         result = self._judge()
         result.write(self.out)
+        shutil.rmtree(self._folds, ignore_errors=True)
         print(audit_summary(result))
         print(f"report: {self.out / 'report.html'}; every pair: {self.out / 'audit.parquet'}")
 
@@ -82,8 +88,9 @@ class Audit(Command):
         from l2rm.auditing.audit import audit, audit_scores
         from l2rm.auditing.judge import audit_without_model
         from l2rm.data.features import read_array
+        from l2rm.earlier import data_for
         from l2rm.evaluation.scores import MatrixScores
-        from l2rm.sources import DataConfig, data_for, open_rows, with_features
+        from l2rm.sources import DataConfig, open_rows, with_features
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device
 
@@ -99,7 +106,8 @@ class Audit(Command):
         device = pick_device(self.device)
         if self.model is None:
             pairs = self._featured(data, device)
-            return audit_without_model(pairs, head=self.head, evidence=self.evidence, device=device, **options)
+            options |= {"evidence": self.evidence, "folds_by": self.folds_by}
+            return audit_without_model(pairs, head=self.head, device=device, keep=self._folds, **options)
         run = load_run(self.model, device)
         data = data_for([self.model], data)
         pairs = with_features(
@@ -113,6 +121,13 @@ class Audit(Command):
         return audit(
             pairs, run.model, match_probability=run.match_probability(pairs), judge=f"the model {self.model}", **options
         )
+
+    @property
+    def _folds(self) -> Path:
+        """Where a cross-fit keeps what it has finished, until the audit is written."""
+        from l2rm.files import cache_folder
+
+        return cache_folder() / "crossfit" / hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
 
     def _check(self) -> None:
         given = [name for name in ("model", "encoder", "similarity") if getattr(self, name) is not None]

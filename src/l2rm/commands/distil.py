@@ -36,7 +36,8 @@ class Distil(Command):
     device: Device = "auto"
 
     def run(self) -> None:
-        from l2rm.sources import DataConfig, data_for, open_split, with_features
+        from l2rm.earlier import data_for
+        from l2rm.sources import DataConfig, open_split, with_features
         from l2rm.training.distil import distil, write_first_pass
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device

@@ -42,9 +42,10 @@ class Evaluate(Command):
     device: Device = "auto"
 
     def run(self) -> None:
+        from l2rm.earlier import data_for
         from l2rm.evaluation.evaluate import evaluate_each, evaluate_shortlisted
         from l2rm.evaluation.metrics import usual_protocols
-        from l2rm.sources import DataConfig, data_for, open_split, with_features
+        from l2rm.sources import DataConfig, open_split, with_features
         from l2rm.training.distil import read_first_pass
         from l2rm.training.run import load_run, write_json
         from l2rm.training.train import pick_device

@@ -114,7 +114,8 @@ class Index(Command):
         """The pairs with features, made by the encoder that the model knows."""
         from math import isqrt
 
-        from l2rm.sources import DataConfig, EncoderConfig, data_for, open_rows, saved_data, with_features
+        from l2rm.earlier import data_for, saved_data
+        from l2rm.sources import DataConfig, EncoderConfig, open_rows, with_features
         from l2rm.training.train import pick_device
 
         data = DataConfig(source=source, image_root=self.image_root, skip_bad=self.skip_bad)
@@ -124,7 +125,7 @@ class Index(Command):
                 data = replace(data, encoder=EncoderConfig(grid=isqrt(run.model.shape.regions)))
         if index is not None and index.manifest.encoder is not None:
             data = replace(data, encoder=EncoderConfig(**index.manifest.encoder))
-        pairs = open_rows(data, self.split)
+        pairs = open_rows(data, self.split, least=1)
         encoded = run is not None or (index is not None and index.manifest.fingerprint is not None)
         if encoded:
             device = pick_device(self.device)

@@ -115,8 +115,9 @@ class Rematch(Command):
     def _judge(self, data: "DataConfig") -> "Rematched":
         from l2rm.auditing.rematch import rematch, rematch_scores
         from l2rm.data.features import read_array
+        from l2rm.earlier import data_for
         from l2rm.evaluation.scores import MatrixScores
-        from l2rm.sources import data_for, open_rows, with_features
+        from l2rm.sources import open_rows, with_features
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device
 

@@ -77,7 +77,7 @@ class Train(Command):
         )
 
     def run(self) -> None:
-        from l2rm.sources import TRAIN, DataConfig, corrupt, open_training, refuse_other_encoder
+        from l2rm.sources import TRAIN, DataConfig, corrupt, open_training
         from l2rm.training.processes import first_goes_first, is_first, join, leave
         from l2rm.training.train import pick_device, train
 
@@ -100,6 +100,8 @@ class Train(Command):
         if telling:
             print(training_summary(found), flush=True)
         if self.resume:
+            from l2rm.earlier import refuse_other_encoder
+
             refuse_other_encoder(self.out, found.facts)
         facts = {"data": found.facts}
         run = train(found.train, found.dev, self.config, self.out, facts=facts, resume=self.resume, progress=telling)
@@ -161,7 +163,7 @@ def train_defaults(arguments: list[str]) -> Train:
 
 
 def _resumed(start: Train, folder: Path) -> Train:
-    from l2rm.sources import saved_run
+    from l2rm.earlier import saved_run
 
     config, data = saved_run(folder)
     return dataclasses.replace(

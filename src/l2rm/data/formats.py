@@ -30,6 +30,7 @@ def read_pairs(
     image_root: str | Path | None = None,
     split: str | None = None,
     skip_bad: bool = False,
+    least: int = 2,
 ) -> Pairs:
     """Read pairs from any source, all of it or one split.
 
@@ -48,6 +49,7 @@ def read_pairs(
             it, or a table from elsewhere could have any picture on this machine read and shown in a report.
         split: Take this split only ("val" is "dev"). A precomp folder of several splits needs it.
         skip_bad: Leave bad rows out and log them as warnings, instead of stopping at the first.
+        least: Rows that a table must have.
 
     Raises:
         InputError: Anything that cannot be read or understood; names the file and the row.
@@ -60,7 +62,7 @@ def read_pairs(
         split = split or next(iter(prefixes))
         _require_split(split, prefixes, source)
         return _read_precomp(folder, prefixes[split], image_root=image_root, skip_bad=skip_bad)
-    pairs = _read_whole(source, image_root=image_root, skip_bad=skip_bad)
+    pairs = _read_whole(source, image_root=image_root, skip_bad=skip_bad, least=least)
     if split is None:
         return pairs
     if pairs.splits is None:
@@ -94,7 +96,7 @@ def read_splits(
     return {"train": train, "dev": dev, "test": test}
 
 
-def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: bool) -> Pairs:
+def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: bool, least: int = 2) -> Pairs:
     """Any source but a precomp folder, with all of its splits."""
     parts = str(source).split(",")
     embeddings = len(parts) == 2 and all(part.endswith(".npy") for part in parts)
@@ -103,7 +105,8 @@ def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: 
         return _read_shards(source, skip_bad=skip_bad)
     if not embeddings and str(source) != BUILT_IN:
         path = Path(source)
-        return _read_table(path, Path(image_root) if image_root is not None else path.parent, skip_bad=skip_bad)
+        root = path.parent if image_root is None else Path(image_root)
+        return _read_table(path, root, skip_bad=skip_bad, least=least)
     _refuse_image_root(source, image_root)
     if embeddings:
         return _read_embeddings(*map(Path, parts))
@@ -223,11 +226,11 @@ def _read_shards(source: str | Path, *, skip_bad: bool) -> Pairs:
     )
 
 
-def _read_table(path: Path, image_root: Path, *, skip_bad: bool) -> Pairs:
+def _read_table(path: Path, image_root: Path, *, skip_bad: bool, least: int) -> Pairs:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
     bad = BadRows(path, skip=skip_bad)
-    columns = read_table(path, bad)
+    columns = read_table(path, bad, least=least)
     _check_cells(columns, image_root, bad)
     good = bad.rest(len(columns["image"]))
     left_out = tuple(

@@ -89,7 +89,8 @@ def read_table(
             )
     rows = len(raw["image"])
     if rows < least:
-        raise InputError(f"{path}: {rows} row{'s' * (rows != 1)}; a table needs at least two, to tell pairs apart")
+        needed = "two, to tell pairs apart" if least == 2 else str(least)
+        raise InputError(f"{path}: {rows} row{'s' * (rows != 1)}; a table needs at least {needed}")
     return {name: list(_texts(name, raw[name], bad)) for name in names if name in raw}
 
 

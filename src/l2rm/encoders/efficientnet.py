@@ -74,6 +74,7 @@ def _load_features() -> nn.Module:
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     network.eval().requires_grad_(False)
     _fuse(network)
+    _quicken(network)
     features: nn.Module = _FeatureMap(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return features
 
@@ -88,6 +89,21 @@ def _fuse(network: nn.Module) -> None:
                 fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalisation))
                 setattr(module, convolution, fused)
                 setattr(module, normalisation, nn.Identity())
+
+
+def _quicken(network: nn.Module) -> None:
+    """The same function, quicker on a processor: padding within convolutions, ReLU6 in place, no slow 1 × 1 kernels."""
+    for module in network.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+        elif isinstance(module, nn.Conv2d):
+            if module.kernel_size == (1, 1):
+                # PyTorch hands small batches on one thread to oneDNN unless kernels are 1 × 1 and not dilated, and its
+                # own way is up to three times slower. Dilation changes nothing of a kernel of one cell.
+                module.dilation = (2, 2)
+            pad = getattr(module, "static_padding", None)
+            if isinstance(pad, nn.ZeroPad2d) and pad.padding[0] == pad.padding[1] == pad.padding[2] == pad.padding[3]:
+                module.padding, module.static_padding = pad.padding[:2], nn.Identity()
 
 
 def _extra(module: str) -> ModuleType:

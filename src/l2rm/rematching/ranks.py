@@ -47,7 +47,7 @@ class RankMixture:
         """The likeliest falling density, and the share of mismatched pairs.
 
         π is the share of p-values above λ divided by 1 − λ, for the λ of 0.5 to 0.9 whose mean squared error against
-        the lowest decile of all these estimates is estimated to be least: a large λ has few p-values, a small one
+        the median of all these estimates is estimated to be least: a large λ has few p-values, a small one
         counts matched pairs in.
 
         Args:
@@ -94,5 +94,5 @@ def _share_of_chance(edges: Floats, share: Floats, number: int) -> float:
     above = np.array([share[edges > cut].sum() for cut in _CUTS])
     estimates = np.minimum(1.0, above / (1 - _CUTS))
     variance = above * (1 - above) / (number * (1 - _CUTS) ** 2)
-    error = variance + (estimates - np.quantile(estimates, 0.1)) ** 2
+    error = variance + (estimates - np.median(estimates)) ** 2
     return float(estimates[error.argmin()])

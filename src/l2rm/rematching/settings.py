@@ -59,6 +59,9 @@ class RematchingConfig:
     fold_rounds: int = 2
     """With folds: how often; from the second time on, the models learn from pairs drawn by match probability. As the
     division then asks nothing of the model in training, it comes first, and take="weight" weighs the warm-up too."""
+    folds_by: Literal["image", "image+caption"] = "image"
+    """With folds, what is new to the model that judges a pair. image: its image. image+caption: its caption's text too,
+    on whatever image it stands, for data that give many images one caption (stale titles, names of collections)."""
     evidence: Literal["pair", "image", "auto"] = "pair"
     """With folds, what is ranked. pair: each caption by itself. image: captions given to one image together, for data
     where an image's captions came together. auto: what a first model, of half of the images, finds in the rest."""

@@ -104,6 +104,8 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.rematching.folds == 1:
         raise InputError("rematching.folds: 1 leaves nothing to learn from; give 0 for no folds, or 2 or more")
+    if config.rematching.folds_by != "image" and not config.rematching.folds:
+        raise InputError("rematching.folds_by: says what falls into folds, which are 0; give folds, 2 or more")
     if config.rematching.folds and not config.warmup_epochs:
         raise InputError(
             "rematching.folds: the models of the folds learn in warmup_epochs, which is 0; give at least 1"

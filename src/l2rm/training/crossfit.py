@@ -12,6 +12,7 @@ from scipy.stats import norm, rankdata
 from torch import Tensor, nn
 
 from l2rm.data.batches import Batches, ahead, shuffled
+from l2rm.data.texts import text_numbers
 from l2rm.evaluation.scores import Scores, Stoppable, checked_block
 from l2rm.rematching.objectives import symmetric_cross_entropy
 from l2rm.rematching.ranks import RankMixture
@@ -58,6 +59,8 @@ def cross_fit(
     Images fall into `folds` parts at random, anew every round. For each part a fresh model (one to be fine-tuned: as it
     was pretrained) is warmed up on the pairs of the others; where a caption's given image stands among the part's
     images, all equally new to that model, is its p-value, and a `RankMixture` over all p-values divides. With
+    `folds_by="image+caption"` a model learns from no pair, of any image, whose caption is word for word one that it is
+    to judge: a title that stands on many images is else learned from its twins, whether it fits or not. With
     `evidence="image"` the captions given to one image are ranked as one, by their mean log-probability. From the second
     round on, the models learn from pairs drawn by the match probabilities so far. (Cross-fitting: Chernozhukov et al.,
     2018.)
@@ -78,6 +81,8 @@ def cross_fit(
     """
     pairs, settings = batches.pairs, config.rematching
     groups = np.arange(pairs.n_images) if groups is None else groups
+    by_text = settings.folds_by == "image+caption"
+    text_of = text_numbers(pairs.captions) if by_text else np.arange(len(pairs))
     known = iter(done)
     generator = np.random.default_rng((config.seed, SALT))
     taken = np.ones(len(pairs), dtype=bool)
@@ -92,11 +97,12 @@ def cross_fit(
             if (before := next(known, None)) is not None:
                 p_values[held_out] = before
                 continue
-            rows = np.flatnonzero((fold_of != fold) & taken)
+            rows = np.flatnonzero((fold_of != fold) & taken & ~np.isin(text_of, text_of[held_out]))
             if len(rows) < 2:
                 raise RuntimeError(
                     f"the cross-fitted division takes {len(rows)} pairs of fold {fold + 1} as matched, so nothing is "
                     "left to learn from; warm up longer, or look whether captions have anything to do with images"
+                    + (" (folds_by image+caption leaves out what has a caption of the fold)" if by_text else "")
                 )
             fresh = warmed_up(model, batches, rows, config, seed, stop)
             judged(fresh)
