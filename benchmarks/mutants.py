@@ -133,7 +133,9 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _warm_up(files: list[str]) -> None:
     """Import, once and not in every fork, whatever the tests import but the package itself."""
     found = hypothesis.Phase.explicit, hypothesis.Phase.generate  # that an example fails is enough; none is made small
-    hypothesis.settings.register_profile("mutants", derandomize=True, deadline=None, database=None, phases=found)
+    hypothesis.settings.register_profile(
+        "mutants", derandomize=True, deadline=None, database=None, phases=found, report_multiple_bugs=False
+    )
     tests = sorted({str(TESTS / f"{name}.py") for file in files for name in FILES[file]})
     pytest.main(["--collect-only", "-qq", *OPTIONS, *tests])
     for name in [name for name in sys.modules if name.partition(".")[0] in ("l2rm", "tests", "conftest")]:

@@ -10,19 +10,20 @@ from pathlib import Path
 
 EXTRAS = {
     "core": ["test"],
-    "lowest": ["quickstart", "hf", "finetune", "serve", "faiss", "distributed", "ray", "docs", "test"],
+    "lowest": ["quickstart", "hf", "finetune", "serve", "faiss", "distributed", "ray", "docs"],
 }
 
 
 def requirements(what: str) -> list[str]:
-    """Lines for pip; `lowest` turns every lower bound into the version, except that of torch."""
+    """Lines for pip; `lowest` makes every lower bound the version, except of torch and of the tests' tools."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = list(project["dependencies"])
     for extra in EXTRAS[what]:
         wanted += project["optional-dependencies"][extra]
     if what == "core":
         return wanted
-    return [line if re.match(r"torch\b", line) else line.replace(">=", "==") for line in wanted]
+    lowest = [line if re.match(r"torch\b", line) else line.replace(">=", "==") for line in wanted]
+    return lowest + project["optional-dependencies"]["test"]
 
 
 if __name__ == "__main__":

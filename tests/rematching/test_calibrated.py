@@ -95,3 +95,28 @@ def test_the_same_seed_learns_the_same_and_few_matched_pairs_teach_nothing():
     few = np.where(np.arange(240) < 10, 0.98, 0.02)
     linear, equivariant = (find_partners(scores, given, few, cost=cost, tau=0.1) for cost in ("linear", "equivariant"))
     assert (linear.suggested == equivariant.suggested).all()
+
+
+class Asked(Matrix):
+    """Remembers which blocks were asked for."""
+
+    def __init__(self, S):
+        super().__init__(S)
+        self.blocks = []
+
+    def block(self, images, captions):
+        self.blocks.append((images, captions))
+        return super().block(images, captions)
+
+
+@pytest.mark.parametrize("captions", [5, 29, 400])
+def test_a_lesson_holds_the_own_image_of_a_tenth_of_its_captions(captions):
+    scores = Asked(torch.randn(900, captions, generator=torch.Generator().manual_seed(0)))
+    own, others = np.arange(captions), np.arange(400, 900)
+    learn_cost(scores, own, others, tau=0.1, seed=0)
+    for images, some in scores.blocks:
+        assert len(np.unique(some)) == len(some) == min(captions, 256)
+        assert np.isin(images, own[some]).sum() == max(1, len(some) // 10)
+        assert np.isin(images, others).sum() == min(len(some), 500)
+        assert len(np.unique(images)) == len(images)
+    assert len({tuple(some) for _, some in scores.blocks}) > 1
