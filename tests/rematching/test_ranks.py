@@ -140,14 +140,14 @@ def test_densities_are_the_steps_less_the_share_of_chance() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_share_of_chance_by_plain_loops(seed: int) -> None:
-    """Storey's bootstrap-free choice of λ: the least estimated error against the lowest decile of all estimates."""
+    """The λ of the least estimated error against the median of the estimates of all."""
     p = draws(300, uniform=0.5, shape=0.3, seed=seed).tolist()
     cuts = [0.5 + 0.05 * turn for turn in range(9)]
     shares = [sum(one > cut for one in p) / len(p) for cut in cuts]
     estimates = [min(1.0, share / (1 - cut)) for share, cut in zip(shares, cuts, strict=True)]
-    lowest = float(np.quantile(estimates, 0.1))
+    middle = sorted(estimates)[4]
     errors = [
-        share * (1 - share) / (len(p) * (1 - cut) ** 2) + (estimate - lowest) ** 2
+        share * (1 - share) / (len(p) * (1 - cut) ** 2) + (estimate - middle) ** 2
         for share, cut, estimate in zip(shares, cuts, estimates, strict=True)
     ]
     wanted = estimates[errors.index(min(errors))]
