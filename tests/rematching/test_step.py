@@ -327,7 +327,7 @@ def test_the_equivariant_cost_learns_from_planted_images_by_their_match_probabil
             else:
                 false, unknown = false - math.log(1 - chance), unknown + 1
     found = step._known_pairs(step.cost, matched, mismatched, own, weights)
-    assert float(found) == pytest.approx(0.5 * (missed / known + false / unknown), rel=1e-4)
+    assert float(found.detach()) == pytest.approx(0.5 * (missed / known + false / unknown), rel=1e-4)
     before = [part.clone() for part in step.cost.parameters()]
     assert step(batches, matched, mismatched, NO_QUEUE, weights).terms["cost"].isfinite()
     assert any(not torch.equal(one, other) for one, other in zip(before, step.cost.parameters(), strict=True))
