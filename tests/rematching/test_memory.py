@@ -71,5 +71,5 @@ def test_the_mass_asked_for_is_carried_where_it_takes_several_fillings_to_see_th
     cost = torch.rand(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     forbidden = ~torch.eye(10, dtype=torch.bool)  # each caption may take one image of its own,
     forbidden[0] = False  # and one that all may take
-    for mass in (0.3, 0.6, 0.9):
+    for mass in (0.3, 0.6, 0.85):
         assert plan_from_many(cost, forbidden, mass=mass, reg=0.05, **SOLVER).mass == pytest.approx(mass, abs=1e-5)
