@@ -142,8 +142,14 @@ def two(alpha: list[float], beta: list[float], weight: list[float]) -> BetaMixtu
 
 @pytest.mark.parametrize(
     ("alpha", "beta"),
-    [([0.5, 8.0], [0.9, 8.0]), ([3.0, 1.5], [30.0, 2.0]), ([2.0, 8.0], [12.0, 4.0])],
-    ids=["rises at the end", "rises at the start", "falls everywhere"],
+    [
+        ([0.5, 8.0], [0.9, 8.0]),
+        ([3.0, 1.5], [30.0, 2.0]),
+        ([2.0, 8.0], [12.0, 4.0]),
+        ([2.0, 5.0], [4.0, 4.0]),
+        ([3.0, 3.0], [9.0, 2.0]),
+    ],
+    ids=["rises at the end", "rises at the start", "falls everywhere", "one beta", "one alpha"],
 )
 def test_probability_never_rises_with_the_loss(alpha: list[float], beta: list[float]) -> None:
     mixture = two(alpha, beta, [0.6, 0.4])

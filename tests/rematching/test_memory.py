@@ -65,3 +65,11 @@ def test_a_mass_that_does_not_fit_is_lowered_and_where_nothing_fits_there_is_no_
     forbidden[0] = False  # one image for four captions
     plan = plan_from_many(cost, forbidden, mass=0.9, reg=0.05, **SOLVER)
     assert 0.2 < plan.mass <= 0.25
+
+
+def test_the_mass_asked_for_is_carried_where_it_takes_several_fillings_to_see_that_it_fits():
+    cost = torch.rand(10, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    forbidden = ~torch.eye(10, dtype=torch.bool)  # each caption may take one image of its own,
+    forbidden[0] = False  # and one that all may take
+    for mass in (0.3, 0.6, 0.85):
+        assert plan_from_many(cost, forbidden, mass=mass, reg=0.05, **SOLVER).mass == pytest.approx(mass, abs=1e-5)

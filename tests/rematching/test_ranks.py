@@ -136,3 +136,19 @@ def test_densities_are_the_steps_less_the_share_of_chance() -> None:
     torch.testing.assert_close(found[0], torch.tensor([[5.6, 5.6], [0.3, 0.3], [0.0, 0.0]]))
     torch.testing.assert_close(found[1], torch.full((3, 2), 0.4))
     torch.testing.assert_close(mixture.match_probability(p), found[0] / found.sum(0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_share_of_chance_by_plain_loops(seed: int) -> None:
+    """The λ of the least estimated error against the median of the estimates of all."""
+    p = draws(300, uniform=0.5, shape=0.3, seed=seed).tolist()
+    cuts = [0.5 + 0.05 * turn for turn in range(9)]
+    shares = [sum(one > cut for one in p) / len(p) for cut in cuts]
+    estimates = [min(1.0, share / (1 - cut)) for share, cut in zip(shares, cuts, strict=True)]
+    middle = sorted(estimates)[4]
+    errors = [
+        share * (1 - share) / (len(p) * (1 - cut) ** 2) + (estimate - middle) ** 2
+        for share, cut, estimate in zip(shares, cuts, estimates, strict=True)
+    ]
+    wanted = estimates[errors.index(min(errors))]
+    assert RankMixture.fit(torch.tensor(p, dtype=torch.float64)).mismatch_ratio == pytest.approx(wanted)

@@ -1,5 +1,7 @@
 """The L2RM step on a small set of pairs, with several captions an image."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from l2rm.data.pairs import Pairs
 from l2rm.data.vocabulary import Vocabulary
 from l2rm.rematching import objectives
 from l2rm.rematching.cost import LinearCost, known_match_loss
+from l2rm.rematching.equivariant import EquivariantCost
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.rematching.step import RematchingStep, capacity
-from l2rm.rematching.transport import _maximum_mass
+from l2rm.rematching.transport import _maximum_mass, partial_transport
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import DataShape, ModelConfig
 
@@ -285,3 +288,54 @@ def test_a_plan_may_leave_a_caption_with_its_given_image() -> None:
         carried[forbid] = plan.matrix.diagonal()
     assert (carried["nothing"] > 0).all()
     assert not carried["pair"].any()
+
+
+def test_the_plan_is_that_of_the_cost() -> None:
+    step = make_step(mass=0.4)
+    with torch.no_grad():
+        step.cost.weight += 0.3 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    S = 2 * torch.rand(8, 8, generator=torch.Generator().manual_seed(1)) - 1
+    forbidden = torch.eye(8, dtype=torch.bool)
+    C = torch.relu(S @ step.cost.weight.T + step.cost.bias).detach()
+    expected = partial_transport(C, mass=0.4, reg=0.05, forbidden=forbidden).matrix
+    torch.testing.assert_close(step.rematch(S, forbidden).matrix, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(step.rematch_from_many(S, forbidden).matrix, expected, atol=1e-5, rtol=1e-3)
+    assert expected.std() > 0.3 * expected.mean()
+
+
+def equivariant_step(**config):
+    step, cost = make_step(cost="equivariant", **config), EquivariantCost(0.1)
+    return RematchingStep(step.model, cost, torch.optim.Adam(cost.parameters(), lr=1e-2), step.config)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_equivariant_cost_learns_from_planted_images_by_their_match_probability(batches, weighted):
+    step = equivariant_step(planted=0.5)
+    matched, mismatched = batches.batch(MATCHED), batches.batch(MISMATCHED)
+    weights = torch.linspace(0.5, 1, len(MATCHED)) if weighted else None
+    own = torch.tensor([4, 1])
+    images = torch.cat([matched.images[own], mismatched.images[2:]])
+    given = [*matched.image_ids[own].tolist(), *mismatched.image_ids[2:].tolist()]
+    odds = step.cost.log_odds(step.model.similarity(images, matched.captions, matched.lengths)).tolist()
+    missed, false, known, unknown = 0.0, 0.0, 0.0, 0.0
+    for row, image in enumerate(given):
+        for column, caption in enumerate(matched.image_ids.tolist()):
+            chance = 1 / (1 + math.exp(-odds[row][column]))
+            if image == caption:
+                weight = float(weights[column]) if weighted else 1.0
+                missed, known = missed - weight * math.log(chance), known + weight
+            else:
+                false, unknown = false - math.log(1 - chance), unknown + 1
+    found = step._known_pairs(step.cost, matched, mismatched, own, weights)
+    assert float(found.detach()) == pytest.approx(0.5 * (missed / known + false / unknown), rel=1e-4)
+    before = [part.clone() for part in step.cost.parameters()]
+    assert step(batches, matched, mismatched, NO_QUEUE, weights).terms["cost"].isfinite()
+    assert any(not torch.equal(one, other) for one, other in zip(before, step.cost.parameters(), strict=True))
+
+
+def test_a_cost_does_not_learn_from_what_is_not_finite(batches):
+    step = equivariant_step()
+    with torch.no_grad():
+        next(step.model.parameters()).fill_(math.inf)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        step._known_pairs(step.cost, batches.batch(MATCHED), batches.batch(MISMATCHED), torch.tensor([0]), weights=None)
