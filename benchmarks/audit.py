@@ -43,6 +43,7 @@ from l2rm.training.run import write_json
 
 STAGES = ("encoding images", "comparing pictures", "comparing pixels", "learning to judge", "auditing")
 """What the audit says that it is doing, in this order."""
+JUDGED = re.compile(r"(\d+) folds were judged before")
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def watched(place: Place, *, kill: Callable[[], bool] = lambda: False) -> dict[s
         **watch.facts(),
         "images_encoded": place.encoded() - before[0],
         "folds_at_start": before[1],
+        "folds_taken_over": max((int(found[1]) for _, line in lines if (found := JUDGED.search(line))), default=0),
         "stages": durations(first_sign, lines, watch.seconds),
         "estimated": sorted({line.split(":")[0] for _, line in lines if re.search(r"\d+/\d+, about \d+ s left", line)}),
         "told": [line for _, line in lines][-12:],
