@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,6 @@ from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
-from l2rm import __version__
 from l2rm.errors import InputError
 from l2rm.search.batching import Batcher
 from l2rm.search.guard import Guard
@@ -82,7 +82,7 @@ def make_app(
 
     app = FastAPI(
         title="l2rm search",
-        version=__version__,
+        version=version("l2rm"),
         description="Search images and captions by words, pictures, items and vectors.",
         docs_url=None,  # these pages would fetch scripts from elsewhere
         redoc_url=None,
