@@ -62,8 +62,8 @@ class Place:
         return sum(path.stat().st_size for path in (self.work / "cache" / "features").glob("*.stamps")) // 16
 
     def judged(self) -> int:
-        """Folds of the cross-fit that are on the disk."""
-        return len(list((self.work / "cache" / "crossfit").glob("*/*.safetensors")))
+        """Folds of the cross-fit that are on the disk, whole."""
+        return len(list((self.work / "cache" / "crossfit").glob("*/[0-9]*.safetensors")))
 
 
 def main() -> None:
