@@ -10,8 +10,8 @@ again, so the script itself can be stopped, too.
 
 Whether the result is what an audit that nobody killed finds is tried on the first --compared rows, once killed twice
 and once not, both from nothing. Seconds of a stage are those between its first sign (a line on standard error, or a
-file) and the next stage's; the audit writes a line every ten seconds, so they are rough.
-Memory is that of all its processes; see `watching`. Linux only.
+file) and the next stage's; the audit writes a line every ten seconds, so they are rough. Memory is that of all its
+processes; see `watching`. Linux only.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from l2rm.training.run import write_json
 
 STAGES = ("encoding images", "comparing pictures", "comparing pixels", "learning to judge", "auditing")
 """What the audit says that it is doing, in this order."""
+JUDGED = re.compile(r"(\d+) folds were judged before")
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def watched(place: Place, *, kill: Callable[[], bool] = lambda: False) -> dict[s
         **watch.facts(),
         "images_encoded": place.encoded() - before[0],
         "folds_at_start": before[1],
+        "folds_taken_over": max((int(found[1]) for _, line in lines if (found := JUDGED.search(line))), default=0),
         "stages": durations(first_sign, lines, watch.seconds),
         "estimated": sorted({line.split(":")[0] for _, line in lines if re.search(r"\d+/\d+, about \d+ s left", line)}),
         "told": [line for _, line in lines][-12:],

@@ -44,7 +44,7 @@ def test_audit(tmp_path: Path) -> None:
     encoded = [one["images_encoded"] for one in found["processes"]]
     assert sum(encoded) == 159  # each once, but the one that is broken
     assert 80 <= encoded[0] < 159
-    assert found["processes"][2]["folds_at_start"] >= 4  # of sixteen, which are not judged again
+    assert found["processes"][2]["folds_taken_over"] >= 4  # of sixteen, which are not judged again
     assert found["same_as_not_killed"] == {"rows": 160, "same": True}
     assert found["broken"] == {"planted": 1, "left_out": 1}
     assert 0 < found["private_mib"] < 4096

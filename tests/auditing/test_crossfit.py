@@ -229,3 +229,19 @@ def test_what_another_cross_fit_kept_is_not_taken(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4] + b"oops")
     with pytest.raises(InputError, match=r"00\.safetensors: is damaged .*; delete the folder .*folds and audit again"):
         cross_fit_pairs(other, quick(other), progress=False, keep=folder)
+
+
+def test_progress_is_told_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    def track(items, *, total: int, **_: object):  # type: ignore[no-untyped-def]
+        for done, item in enumerate(items):
+            told.append((done, total))
+            yield item
+
+    monkeypatch.setattr("l2rm.auditing.crossfit.track", track)
+    pairs = world(90)
+    cross_fit_pairs(pairs, quick(pairs))
+    total = told[0][1]
+    assert total == 3 * round(6 * 60 / 32)  # of folds, epochs, pairs and pairs a batch
+    assert [done for done, _ in told] == list(range(total + 1))

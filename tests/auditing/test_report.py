@@ -16,7 +16,7 @@ from l2rm.auditing.audit import audit_scores
 from l2rm.auditing.issues import find_issues
 from l2rm.auditing.near_duplicates import find_near_duplicates
 from l2rm.auditing.pictures import thumbnail
-from l2rm.auditing.report import percent, worst_pairs
+from l2rm.auditing.report import _ranks_by_powers, percent, worst_pairs
 from l2rm.evaluation.metrics import evaluate_scores
 from l2rm.rematching.ranks import RankMixture
 
@@ -253,3 +253,19 @@ def test_what_to_do_next_names_this_audit(case, tmp_path: Path) -> None:  # type
     page = written(case.audit, tmp_path)
     assert f"l2rm serve --audit {tmp_path}" in page.text
     assert "l2rm rematch pictures.csv --model RUN" in page.text
+
+
+def test_the_curve_of_ranks_is_smooth_and_holds_as_many_pairs() -> None:
+    generator = np.random.default_rng(0)
+    p_values = np.append(generator.beta(0.3, 6, size=700), generator.random(300))
+    p_values = (np.floor(500 * p_values) + 0.5) / 500  # as 500 images are counted
+    mixture = RankMixture.fit(torch.from_numpy(p_values))
+    logs, density = _ranks_by_powers(p_values, mixture)
+    grid = np.linspace(logs.min(), 0, 20_001)
+    curves = density(grid)
+    matched, mismatched = np.trapezoid(curves, grid)
+    assert matched + mismatched == pytest.approx(1, abs=0.05)  # less what is left of the axis
+    assert mismatched == pytest.approx(mixture.mismatch_ratio, rel=0.01)
+    teeth = (np.abs(np.diff(curves[0])) > 0.05).sum()
+    assert (curves >= 0).all()
+    assert teeth == 0

@@ -176,16 +176,25 @@ def cross_fit_pairs(
     left = settings.fold_rounds * settings.folds - len(done)
     if done:
         log.info("%s: %d folds were judged before, %d are left", pairs.source, len(done), left)
-    steps = iter(track(range(left + 1), total=left, what="learning to judge", enabled=progress))
-    next(steps)
+    told = _Told(
+        left, round(config.warmup_epochs * len(pairs) * (1 - 1 / settings.folds) / config.batch_size), progress
+    )
 
     def finished(p_values: Tensor) -> None:
         if kept is not None:
             kept.append({P_VALUES: p_values, **judges[-1].state_dict()})
-        next(steps)
+        told.fold()
 
-    known = [fold[P_VALUES] for fold in done]
-    division = cross_fit(template, batches, config, groups=groups, done=known, judged=judges.append, finished=finished)
+    division = cross_fit(
+        template,
+        batches,
+        config,
+        groups=groups,
+        stop=told.step,
+        done=[fold[P_VALUES] for fold in done],
+        judged=judges.append,
+        finished=finished,
+    )
     models = [ModelScores(judge, pairs) for judge in judges]
     return CrossFit(
         p_values=division.losses.astype(np.float64),
@@ -193,6 +202,28 @@ def cross_fit_pairs(
         match_probability=division.match_probability.astype(np.float64),
         scores=CrossFittedScores(models, division.image_fold, division.image_fold[pairs.image_of]),
     )
+
+
+class _Told:
+    """Progress by steps of learning. A later round learns from fewer pairs: what is left of a fold is skipped then."""
+
+    def __init__(self, folds: int, steps: int, enabled: bool) -> None:
+        self._steps, self._done = max(1, steps), 0
+        total = folds * self._steps
+        self._track = iter(track(range(total + 1), total=total, what="learning to judge", enabled=enabled))
+        next(self._track)
+
+    def step(self) -> None:
+        """A step was made, of learning or of ranking; the last one of a fold is told by `fold`."""
+        if self._done < self._steps - 1:
+            self._done += 1
+            next(self._track)
+
+    def fold(self) -> None:
+        """A fold is done."""
+        for _ in range(self._steps - self._done):
+            next(self._track)
+        self._done = 0
 
 
 def _prepared(pairs: Pairs, config: TrainConfig, device: torch.device | str) -> tuple[Batches, RetrievalModel]:

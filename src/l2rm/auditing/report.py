@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from scipy.interpolate import PchipInterpolator
 
 from l2rm.auditing.advice import rematch_advice
 from l2rm.auditing.flagged import flag_sections
@@ -216,16 +217,22 @@ def _histograms(audit: "Audit") -> dict[str, Markup]:
 def _ranks_by_powers(p_values: np.ndarray, mixture: RankMixture) -> tuple[np.ndarray, Density]:
     """Logarithms of p-values, and the mixture's density of these.
 
-    A p-value stands for a step, as images are counted; it is drawn somewhere in its step, so that no gaps show.
+    A p-value stands for a step, as images are counted; it is drawn somewhere in its step, so that no gaps show. The
+    density of the matched pairs falls in steps, which would be teeth on this scale: the curve is a smooth one that
+    holds as many pairs between two steps.
     """
     step = 2 * float(p_values.min())
     spread = p_values + (np.random.default_rng(0).random(len(p_values)) - 0.5) * step
     logs: np.ndarray = np.log10(spread.clip(step / 10, 1))
 
+    matched, chance = mixture.density(torch.from_numpy(mixture.edges)).numpy()
+    ends = np.append(10.0 ** logs.min(), (mixture.edges + step / 2).clip(max=1))
+    ends, first = np.unique(ends, return_index=True)
+    held = np.append(0.0, np.cumsum(matched * np.diff(mixture.edges, prepend=0.0)))[first]
+    cumulated = PchipInterpolator(np.log10(ends), held)
+
     def density(values: np.ndarray) -> np.ndarray:
-        p = 10.0**values
-        found: np.ndarray = mixture.density(torch.from_numpy(p)).numpy() * p * np.log(10)
-        return found
+        return np.stack([cumulated(values, 1), chance[0] * 10.0**values * np.log(10)])
 
     return logs, density
 
