@@ -42,7 +42,7 @@ FILES = {
     "gaussian": ["rematching/test_gaussian"],
     "memory": ["rematching/test_memory"],
     "objectives": ["rematching/test_objectives"],
-    "partners": ["auditing/test_rematch", "rematching/test_calibrated"],
+    "partners": ["rematching/test_partners", "rematching/test_calibrated", "auditing/test_rematch"],
     "ranks": ["rematching/test_ranks"],
     "sparse": ["rematching/test_dataset"],
     "step": ["rematching/test_step"],

@@ -60,3 +60,15 @@ def test_images_without_room_are_no_candidates() -> None:
     _, given, probability = clear()
     found = find_partners(MatrixScores(S), given, probability, capacity=1, candidates=3, share=0.9, reg=0.05)
     np.testing.assert_array_equal(found.suggested[:25, 0], np.arange(25))
+
+
+def test_the_equivariant_cost_counts_though_nothing_else_is_to_be_learned() -> None:
+    scores, given, probability = clear()
+    options = {"capacity": 1, "candidates": 5, "share": 0.5, "reg": 0.5}
+    linear = find_partners(scores, given, probability, **options)
+    equivariant = find_partners(scores, given, probability, cost="equivariant", tau=0.1, **options)
+    assert (equivariant.share, equivariant.reg) == (0.5, 0.5)
+    assert linear.plan is not None
+    assert equivariant.plan is not None
+    assert abs(equivariant.plan.cost - linear.plan.cost) > 1
+    np.testing.assert_array_equal(equivariant.suggested[:25, 0], np.arange(25))

@@ -143,7 +143,7 @@ def test_every_method_fine_tunes_and_goes_on_where_it_stopped(
 
 def test_full_fine_tuning_learns_what_the_pictures_show(learned: Run, splits: dict[str, Pairs]) -> None:
     fresh = build_model(learned.config.model, learned.model.shape)
-    assert evaluate(learned.model, splits["test"]).rsum > 380 > 150 > evaluate(fresh, splits["test"]).rsum
+    assert evaluate(learned.model, splits["test"]).rsum > 350 > 150 > evaluate(fresh, splits["test"]).rsum
 
 
 def test_a_pretrained_model_that_is_fine_tuned_on_mismatched_pairs_finds_them(
