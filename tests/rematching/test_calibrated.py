@@ -130,8 +130,8 @@ def test_what_is_known_to_match_is_not_taught_as_a_mismatch(monkeypatch):
         return known_pairs_loss(log_odds, matched, others)
 
     monkeypatch.setattr("l2rm.rematching.calibrated.known_pairs_loss", loss)
-    scores, _ = hubs(0, 60)
-    learn_cost(scores, np.arange(60), np.arange(60), tau=0.1, seed=0)
+    scores, _ = hubs(0, 120)
+    learn_cost(scores, np.arange(60), np.arange(60, 120), tau=0.1, seed=0)
     for matched, others in taught:
         assert matched.sum() == 6
         torch.testing.assert_close(matched + others, torch.ones_like(matched))
