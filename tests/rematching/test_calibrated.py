@@ -6,7 +6,7 @@ import torch
 
 from l2rm.rematching.calibrated import Calibrated, learn_cost
 from l2rm.rematching.candidates import nearest_images
-from l2rm.rematching.equivariant import EquivariantCost
+from l2rm.rematching.equivariant import EquivariantCost, known_pairs_loss
 from l2rm.rematching.partners import find_partners
 
 
@@ -120,3 +120,18 @@ def test_a_lesson_holds_the_own_image_of_a_tenth_of_its_captions(captions):
         assert np.isin(images, others).sum() == min(len(some), 500)
         assert len(np.unique(images)) == len(images)
     assert len({tuple(some) for _, some in scores.blocks}) > 1
+
+
+def test_what_is_known_to_match_is_not_taught_as_a_mismatch(monkeypatch):
+    taught = []
+
+    def loss(log_odds, matched, others):
+        taught.append((matched, others))
+        return known_pairs_loss(log_odds, matched, others)
+
+    monkeypatch.setattr("l2rm.rematching.calibrated.known_pairs_loss", loss)
+    scores, _ = hubs(0, 120)
+    learn_cost(scores, np.arange(60), np.arange(60, 120), tau=0.1, seed=0)
+    for matched, others in taught:
+        assert matched.sum() == 6
+        torch.testing.assert_close(matched + others, torch.ones_like(matched))
