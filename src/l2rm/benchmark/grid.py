@@ -16,6 +16,8 @@ Config = TypeVar("Config")
 Level = Literal["image", "caption", "none"]
 
 GRIDS = Path(__file__).with_name("grids")
+MISMATCH_PLACES, JUDGE_PLACES = ("level", "percent", "seed"), ("noise", "seed")
+"""What a pattern of index files, and one of runs that judge, may have places for."""
 PAPER = "l2rm-paper"
 """l2rm with every choice as it was published, but as many gradient steps as the others."""
 SIMILARITIES: dict[str, dict[str, Any]] = {
@@ -40,8 +42,12 @@ class Cell:
     @property
     def name(self) -> str:
         """What its folder is called."""
-        noise = "matched" if self.level == "none" else f"{self.level}-{percent(self.ratio)}"
-        return f"{self.similarity}-{noise}-{self.method}-{self.seed}"
+        return f"{self.similarity}-{self.noise}-{self.method}-{self.seed}"
+
+    @property
+    def noise(self) -> str:
+        """Level and ratio, as names have them."""
+        return "matched" if self.level == "none" else f"{self.level}-{percent(self.ratio)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,8 @@ class Grid:
         recipe: named settings to start from; None for the defaults.
         mismatch: an index file for each ratio and level, with places `{level}`, `{percent}` and, at will, `{seed}`,
             from DATA's folder on; None to inject mismatches by the seed.
+        judge: the RUN that divides and finds partners for each run of `l2rm` (`rematching.judge`), with places
+            `{noise}` (as in the names of run folders, `image-40`) and `{seed}`; None where each judges for itself.
         config: settings of every run, as tables of the configuration's fields.
         method: further settings by method, `[method.ncr]`.
         similarity: further settings by similarity.
@@ -71,6 +79,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     recipe: str | None = None
     mismatch: str | None = None
+    judge: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     similarity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -104,6 +113,9 @@ class Grid:
             config = replace(config, rematching=replace(faithful(config).rematching, steps="pairs"))
             method = "l2rm"
         config = overridden(config, self.method.get(cell.method, {}), f"{self.name}: method.{cell.method}")
+        if self.judge is not None and cell.method == "l2rm":
+            judge = self.judge.format(noise=cell.noise, seed=cell.seed)
+            config = replace(config, rematching=replace(config.rematching, judge=judge))
         return replace(config, method=method, seed=cell.seed)
 
     def index_file(self, cell: Cell, source: str) -> Path | None:
@@ -167,18 +179,17 @@ def overridden(config: Config, values: Mapping[str, Any], where: str) -> Config:
     return changed
 
 
-def check_pattern(pattern: str, where: str) -> None:
-    """Look for places in a pattern of index files that nothing fills.
+def check_pattern(pattern: str, where: str, *places: str) -> None:
+    """Look for places in a pattern of file names that nothing fills.
 
     Raises:
         InputError: there is one.
     """
     try:
-        pattern.format(level="image", percent="40", seed=0)
+        pattern.format(**dict.fromkeys(places, 0))
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"{where}: {pattern!r} has a place other than {{level}}, {{percent}} and {{seed}} ({error}); correct it"
-        ) from error
+        known = ", ".join(f"{{{place}}}" for place in places)
+        raise InputError(f"{where}: {pattern!r} has a place other than {known} ({error}); correct it") from error
 
 
 def percent(ratio: float) -> str:
@@ -229,5 +240,7 @@ def _checked(grid: Grid, path: Path) -> Grid:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InputError(f"{path}: seed {seed!r} is no whole number from 0 on")
     if grid.mismatch is not None:
-        check_pattern(grid.mismatch, f"{path}: mismatch")
+        check_pattern(grid.mismatch, f"{path}: mismatch", *MISMATCH_PLACES)
+    if grid.judge is not None:
+        check_pattern(grid.judge, f"{path}: judge", *JUDGE_PLACES)
     return replace(grid, ratios=tuple(float(ratio) for ratio in grid.ratios))

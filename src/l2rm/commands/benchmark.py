@@ -19,17 +19,22 @@ class Benchmark(Command):
 
     Examples:
       l2rm benchmark flickr8k --data flickr8k_precomp --mismatch '{level}_{percent}.npy' --out results/flickr8k
+      l2rm benchmark flickr8k-sgr --data flickr8k_precomp --mismatch '{level}_{percent}.npy' --out results/sgr \\
+        --judge 'results/flickr8k/runs/cosine-{noise}-l2rm-{seed}'
       l2rm benchmark my_grid.toml --data pairs.csv --out results/mine --workers 2
     """
 
     grid: Annotated[str, Positional, arg(metavar="GRID")]
-    """A grid file (.toml, .json), or the built-in flickr8k."""
+    """A grid file (.toml, .json), or a built-in one: flickr8k, flickr8k-sgr."""
     data: DataOption
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder of rows, table, plots and run folders."""
     mismatch: Annotated[str | None, arg(metavar="PATTERN")] = None
     """Index files of mismatches, such as '{level}_{percent}.npy', from DATA's folder on. Default: the grid's, else
     mismatches are injected by the seed."""
+    judge: Annotated[str | None, arg(metavar="PATTERN")] = None
+    """Runs that divide and find partners for those of l2rm, such as 'dual/runs/cosine-{noise}-l2rm-{seed}': a cheap
+    model judges, an expensive one learns. Default: the grid's, else every run judges for itself."""
     workers: int = 1
     """Processes, of one thread each where they are several."""
     report_only: Annotated[bool, arg(name="report-only")] = False
@@ -37,7 +42,7 @@ class Benchmark(Command):
     image_root: ImageRoot = None
 
     def run(self) -> None:
-        from l2rm.benchmark.grid import check_pattern, read_grid
+        from l2rm.benchmark.grid import JUDGE_PLACES, MISMATCH_PLACES, check_pattern, read_grid
         from l2rm.benchmark.report import write_report
         from l2rm.benchmark.work import Job, run_grid
 
@@ -45,8 +50,11 @@ class Benchmark(Command):
             raise InputError(f"workers: {self.workers} is too small; give at least 1")
         grid = read_grid(self.grid)
         if self.mismatch is not None:
-            check_pattern(self.mismatch, "mismatch")
+            check_pattern(self.mismatch, "mismatch", *MISMATCH_PLACES)
             grid = replace(grid, mismatch=self.mismatch)
+        if self.judge is not None:
+            check_pattern(self.judge, "judge", *JUDGE_PLACES)
+            grid = replace(grid, judge=self.judge)
         job = Job(grid=grid, source=self.data, out=self.out, image_root=self.image_root)
         try:
             if not self.report_only:

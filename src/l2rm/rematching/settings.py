@@ -65,6 +65,9 @@ class RematchingConfig:
     evidence: Literal["pair", "image", "auto"] = "pair"
     """With folds, what is ranked. pair: each caption by itself. image: captions given to one image together, for data
     where an image's captions came together. auto: what a first model, of half of the images, finds in the rest."""
+    judge: str = ""
+    """A finished RUN of the same pairs whose match probabilities stand instead of an own division, and with
+    scope="dataset" its partners too: a cheap model judges, an expensive one learns. Empty: none."""
     take: Literal["threshold", "weight"] = "threshold"
     """What is learned from as matched. threshold: the pairs above matched_above, as published. weight: every pair, as
     far as its match probability goes."""

@@ -110,7 +110,12 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(
             "rematching.folds: the models of the folds learn in warmup_epochs, which is 0; give at least 1"
         )
-    if config.rematching.scope == "dataset" and config.rematching.evidence == "auto" and not config.rematching.folds:
+    if config.rematching.judge:
+        if config.method not in ("l2rm", "division"):
+            raise InputError(
+                f"rematching.judge: method {config.method} asks none; take l2rm or division, or leave it out"
+            )
+    elif config.rematching.scope == "dataset" and config.rematching.evidence == "auto" and not config.rematching.folds:
         raise InputError("rematching.evidence: auto is found out by folds, which are 0; give pair, image, or folds")
     if config.objective != "auto" and config.method not in CANDIDATES:
         raise InputError(f"objective: method {config.method} has its own; leave it at auto")

@@ -25,6 +25,8 @@ from l2rm.similarity.clip import READING
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
+from l2rm.training.judge import Judgement, read_judgement
+from l2rm.training.methods.divided import Divided
 from l2rm.training.processes import is_first, join, share, wait
 from l2rm.training.run import COPY, MODEL, Run, load_run, locked, mend_model, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
@@ -45,6 +47,7 @@ class _Job:
     out: Path
     vocabulary: Vocabulary | None
     reading: Reading | None
+    judgement: Judgement | None
     shape: DataShape
     facts: dict[str, Any]
     device: torch.device
@@ -102,6 +105,7 @@ def train(
     check_data(pairs, dev, config, vocabulary)
     device = pick_device(join(config.device))
     refuse_taken(out, resume=resume)
+    judgement = read_judgement(config.rematching.judge, pairs) if config.rematching.judge else None
     wait()
     if vocabulary is None and pairs.caption_features is None and reading is None:
         vocabulary = Vocabulary.build(
@@ -115,6 +119,7 @@ def train(
             out=out,
             vocabulary=vocabulary,
             reading=reading,
+            judgement=judgement,
             shape=data_shape(pairs, vocabulary),
             facts={
                 **(facts or {}),
@@ -131,11 +136,13 @@ def train(
 
 
 def rooted(config: TrainConfig) -> TrainConfig:
-    """The same, a folder of a model to be fine-tuned named from the root: the RUN is to be read from anywhere."""
-    folder = Path(config.model.encoder)
-    if not config.model.encoder or not folder.is_dir():
-        return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=str(folder.absolute())))
+    """The same, a folder of a model to be fine-tuned or of a judge named from the root: to be read from anywhere."""
+    model, rematching = config.model, config.rematching
+    if model.encoder and (folder := Path(model.encoder)).is_dir():
+        model = dataclasses.replace(model, encoder=str(folder.absolute()))
+    if rematching.judge:
+        rematching = dataclasses.replace(rematching, judge=str(Path(rematching.judge).absolute()))
+    return dataclasses.replace(config, model=model, rematching=rematching)
 
 
 def refuse_taken(out: str | Path, *, resume: bool) -> None:
@@ -230,6 +237,8 @@ def _train_one(job: _Job) -> Run:
         model.vocabulary = job.vocabulary
     pairs, dev = (_read_once(part, job.config) for part in (job.pairs, job.dev))
     trainer = Trainer(model, pairs, dev, job.config, job.out, progress=job.progress)
+    if job.judgement is not None and isinstance(trainer.method, Divided):
+        trainer.method.adopt(job.judgement)
     trainer.fit(resume=job.resume)
     best = load_run(job.out, job.device)
     _write_pairs(job.out, trainer, best.model)

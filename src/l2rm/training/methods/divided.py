@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.data.batches import Batches
+from l2rm.errors import InputError
 from l2rm.rematching.settings import HardObjective
 from l2rm.similarity.model import RetrievalModel
 from l2rm.training.crossfit import cross_fit, recognise_evidence
-from l2rm.training.divide import Division, divide
+from l2rm.training.divide import Division, divide, trusting
+from l2rm.training.judge import Judgement
 from l2rm.training.lesson import Lesson
 from l2rm.training.methods.method import DIVISION, Method
 from l2rm.training.settings import TrainConfig
@@ -26,8 +28,8 @@ log = logging.getLogger("l2rm")
 class Divided(Method):
     """A warm-up by symmetric cross entropy, then every epoch a division by the model's own losses.
 
-    With `rematching.folds` there is one division, cross-fitted, before all else; with `rematching.take="weight"` every
-    pair then counts by its match probability from the first epoch on.
+    With `rematching.folds` there is one division, cross-fitted, before all else, and with `rematching.judge` that of
+    another run; with `rematching.take="weight"` every pair then counts by its match probability from the first epoch.
     """
 
     divides = True
@@ -54,10 +56,10 @@ class Divided(Method):
             RuntimeError: fewer than two pairs are taken as matched.
         """
         settings = self.config.rematching
-        if not settings.folds and self.stage(epoch) == "warm-up":
-            return None
         if (cross_fitted := self.state["cross_fitted"]) is not None:
             return dict(cross_fitted)
+        if not settings.folds and self.stage(epoch) == "warm-up":
+            return None
         started = time.monotonic()
         division = self._by_folds(stop) if settings.folds else self._own(epoch, stop)
         self.state["match_probability"] = torch.from_numpy(division.match_probability)
@@ -72,6 +74,23 @@ class Divided(Method):
                 "so nothing is left to learn from; warm up longer, or with a smaller learning rate"
             )
         return statistics
+
+    def adopt(self, judgement: Judgement) -> None:
+        """Let the verdict of another run stand for all epochs, but for pairs that people decided about.
+
+        Raises:
+            InputError: it takes fewer than two pairs as matched.
+        """
+        probability = trusting(self.batches.pairs, judgement.match_probability)
+        division = Division(losses=1 - probability, match_probability=probability, facts={})
+        statistics = division.statistics(self.config.rematching.matched_above, self.truth)
+        if statistics["matched"] < 2:
+            raise InputError(
+                f"rematching.judge: {self.config.rematching.judge} takes {statistics['matched']} pairs as matched, so "
+                "nothing is left to learn from; lower rematching.matched_above, or give another run"
+            )
+        self.state["match_probability"] = torch.from_numpy(probability)
+        self.state["cross_fitted"] = statistics | {"seconds": 0.0, "evidence": judgement.evidence}
 
     def _by_folds(self, stop: Callable[[], None]) -> Division:
         """By models of other images; the folds that are finished stand in `state` meanwhile."""

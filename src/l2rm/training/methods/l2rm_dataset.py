@@ -14,6 +14,7 @@ from l2rm.evaluation.scores import Scores, Stoppable
 from l2rm.rematching.partners import Partners, find_partners
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
+from l2rm.training.judge import Judgement
 from l2rm.training.lesson import Lesson
 from l2rm.training.methods.divided import Divided
 from l2rm.training.methods.method import Step
@@ -29,6 +30,7 @@ class RematchDataset(Divided):
     sparse transport plan gives each suspect a partner (`find_partners`). With match probability p, a caption teaches
     with its given image at weight p (or 1 above `matched_above`, by `rematching.take`), with its partner at weight
     `rematch_weight · (1 − p)`. A similar image teaches too, so partners count whether or not the plan is sure of them.
+    With `rematching.judge` that run's partners stand, and no plan is made.
     Suspects have taught nothing before the first plan, so the model has not learned their given images by heart. An
     epoch makes as many gradient steps as one over all pairs.
     """
@@ -50,9 +52,15 @@ class RematchDataset(Divided):
         if self.stage(epoch) == "warm-up":
             return statistics
         assert statistics is not None
-        if (epoch - self.config.warmup_epochs) % self.config.rematching.rematch_every == 0:
-            self._rematch(statistics.get("evidence", self.config.rematching.evidence), stop)
+        settings = self.config.rematching
+        if not settings.judge and (epoch - self.config.warmup_epochs) % settings.rematch_every == 0:
+            self._rematch(statistics.get("evidence", settings.evidence), stop)
         return statistics | {"plan": self.state["plan"]}
+
+    def adopt(self, judgement: Judgement) -> None:
+        super().adopt(judgement)
+        self.state["rematch_image"] = torch.from_numpy(judgement.rematch_image)
+        self.state["rematch_share"] = torch.from_numpy(judgement.rematch_share)
 
     def _rematch(self, evidence: str, stop: Callable[[], None]) -> None:
         """Find the suspects new partners."""
