@@ -101,7 +101,8 @@ def test_json_and_the_built_in_grid(grid):
         ('methods = ["plain"]\nratios = [0.4]\nrecipe = "cake"', "recipe 'cake' is unknown"),
         ('methods = ["plain"]\nratios = [0.4]\nmethod = 3', "method is 3; give a table"),
         ('methods = ["plain"]\nratios = [0.4]\ncolour = 3', "unknown key 'colour'"),
-        ('methods = ["plain"]\nratios = [0.4]\nmismatch = "{noise}.npy"', "has a place other than"),
+        ('methods = ["plain"]\nratios = [0.4]\nmismatch = "{noise}.npy"', "other than {level}, {percent}, {seed}"),
+        ('methods = ["plain"]\nratios = [0.4]\njudge = "runs/{level}"', "other than {noise}, {seed}"),
     ],
 )
 def test_what_is_no_grid_is_refused_in_a_line(grid, text, message):
@@ -109,6 +110,14 @@ def test_what_is_no_grid_is_refused_in_a_line(grid, text, message):
         grid(text)
     assert "mine.toml" in str(error.value)
     assert message in str(error.value)
+
+
+def test_a_run_judges_for_l2rm_alone(grid):
+    read = grid('methods = ["l2rm", "l2rm-paper", "division"]\nratios = [0.0, 0.4]\njudge = "dual/{noise}-{seed}"')
+    judges = {cell.name: read.train_config(cell).rematching.judge for cell in read.cells}
+    assert judges.pop("cosine-image-40-l2rm-0") == "dual/image-40-0"
+    assert judges.pop("cosine-matched-l2rm-0") == "dual/matched-0"
+    assert set(judges.values()) == {""}
 
 
 def test_no_such_grid_names_the_built_in_ones():

@@ -30,11 +30,12 @@ class Judgement:
     evidence: str
 
 
-def read_judgement(folder: str | Path, pairs: Pairs) -> Judgement:
+def read_judgement(folder: str | Path, pairs: Pairs, *, matched_above: float = 0.5) -> Judgement:
     """Read what the run in `folder` found out about `pairs`, whatever features it saw of them.
 
     Raises:
-        InputError: no finished RUN, one whose method divides nothing, or one that was trained on other pairs.
+        InputError: no finished RUN, one whose method divides nothing, one that was trained on other pairs, or one with
+            fewer than two pairs whose match probability is above `matched_above`.
 
     Example:
         >>> read_judgement("runs/dual", noisy.pairs).match_probability.shape  # doctest: +SKIP
@@ -50,6 +51,11 @@ def read_judgement(folder: str | Path, pairs: Pairs) -> Judgement:
     probability = run.match_probability(pairs)
     if probability is None:
         raise InputError(f"{name}: was trained on other pairs; give one of the same DATA, split and mismatches")
+    if (matched := int((probability > matched_above).sum())) < 2:
+        raise InputError(
+            f"{name}: takes {matched} pairs as matched, so nothing is left to learn from; lower "
+            f"rematching.matched_above, which is {matched_above:g}, or give another run"
+        )
     image, share = _rematches(run.folder / "pairs.parquet", pairs)
     return Judgement(
         match_probability=probability.astype(np.float32),

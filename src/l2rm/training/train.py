@@ -84,8 +84,8 @@ def train(
         progress: whether to draw progress bars on a terminal.
 
     Raises:
-        InputError: a folder that is taken, data that do not fit, `oracle` without truth, another configuration or
-            other pairs than the run to be resumed has.
+        InputError: a folder that is taken, data that do not fit, `oracle` without truth, a judge that cannot judge
+            them, another configuration or other pairs than the run to be resumed has.
         Interrupted: a signal asked to stop; the run was saved.
         RuntimeError: training failed: a gradient that is not finite, or a division that leaves nothing to learn from.
 
@@ -105,7 +105,7 @@ def train(
     check_data(pairs, dev, config, vocabulary)
     device = pick_device(join(config.device))
     refuse_taken(out, resume=resume)
-    judgement = read_judgement(config.rematching.judge, pairs) if config.rematching.judge else None
+    judgement = _asked(config, pairs)
     wait()
     if vocabulary is None and pairs.caption_features is None and reading is None:
         vocabulary = Vocabulary.build(
@@ -133,6 +133,12 @@ def train(
             progress=progress,
         )
     )
+
+
+def _asked(config: TrainConfig, pairs: Pairs) -> Judgement | None:
+    """The verdict of the run that is to judge, if one is."""
+    settings = config.rematching
+    return read_judgement(settings.judge, pairs, matched_above=settings.matched_above) if settings.judge else None
 
 
 def rooted(config: TrainConfig) -> TrainConfig:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.data.batches import Batches
-from l2rm.errors import InputError
 from l2rm.rematching.settings import HardObjective
 from l2rm.similarity.model import RetrievalModel
 from l2rm.training.crossfit import cross_fit, recognise_evidence
@@ -76,19 +75,10 @@ class Divided(Method):
         return statistics
 
     def adopt(self, judgement: Judgement) -> None:
-        """Let the verdict of another run stand for all epochs, but for pairs that people decided about.
-
-        Raises:
-            InputError: it takes fewer than two pairs as matched.
-        """
+        """Let the verdict of another run stand for all epochs, but for pairs that people decided about."""
         probability = trusting(self.batches.pairs, judgement.match_probability)
         division = Division(losses=1 - probability, match_probability=probability, facts={})
         statistics = division.statistics(self.config.rematching.matched_above, self.truth)
-        if statistics["matched"] < 2:
-            raise InputError(
-                f"rematching.judge: {self.config.rematching.judge} takes {statistics['matched']} pairs as matched, so "
-                "nothing is left to learn from; lower rematching.matched_above, or give another run"
-            )
         self.state["match_probability"] = torch.from_numpy(probability)
         self.state["cross_fitted"] = statistics | {"seconds": 0.0, "evidence": judgement.evidence}
 
