@@ -156,7 +156,11 @@ def faithful(config: TrainConfig, *, injected: bool = True) -> TrainConfig:
         rematch_weight=1.0,
         targets="rows",
         folds=0,
+        folds_by="image",
+        evidence="pair",
+        judge="",
         take="threshold",
+        steps="matched",
     )
     return replace(config, model=replace(config.model, tokeniser=tokeniser), rematching=rematching)
 

@@ -187,7 +187,7 @@ def check_pattern(pattern: str, where: str, *places: str) -> None:
     """
     try:
         pattern.format(**dict.fromkeys(places, 0))
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(f"{{{place}}}" for place in places)
         raise InputError(f"{where}: {pattern!r} has a place other than {known} ({error}); correct it") from error
 
@@ -203,6 +203,8 @@ def _is_field(config: Any, name: str) -> bool:
 
 def _fields(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     known = {one.name for one in fields(Grid)} - {"name"}
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: is no table of keys; give one with methods and ratios")
     if unknown := sorted(content.keys() - known):
         raise InputError(f"{path}: unknown key {unknown[0]!r}; take one of {', '.join(sorted(known))}")
     for name in ("methods", "ratios"):
@@ -214,9 +216,16 @@ def _fields(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             if not isinstance(found[name], list) or not found[name]:
                 raise InputError(f"{path}: {name} is {found[name]!r}; give a list")
             found[name] = tuple(found[name])
+    for name in ("recipe", "mismatch", "judge"):
+        if not isinstance(found.get(name, ""), str):
+            raise InputError(f"{path}: {name} is {found[name]!r}; give a text")
     for name in ("config", "method", "similarity"):
         if not isinstance(found.get(name, {}), dict):
             raise InputError(f"{path}: {name} is {found[name]!r}; give a table")
+    for name in ("method", "similarity"):
+        for of, settings in found.get(name, {}).items():
+            if not isinstance(settings, dict):
+                raise InputError(f"{path}: {name}.{of} is {settings!r}; give a table")
     return found
 
 

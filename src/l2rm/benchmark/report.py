@@ -37,6 +37,7 @@ def write_report(job: Job) -> list[Path]:
     facts = {
         "data": name,
         "mismatches": "injected by the seed" if job.grid.mismatch is None else f"index files {job.grid.mismatch}",
+        **({} if job.grid.judge is None else {"l2rm is judged for by": f"runs {Path(job.grid.judge).name}"}),
         "runs": f"{len(rows)} of {len(job.grid.cells)}",
         "commits": commits,
         "written": f"{here['date']} on {here['machine']}",

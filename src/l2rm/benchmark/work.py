@@ -29,6 +29,7 @@ from l2rm.similarity.model import RetrievalModel
 from l2rm.sources import EncoderConfig, open_splits, with_features
 from l2rm.training.check import check_config, check_same_run
 from l2rm.training.interrupt import Interrupted
+from l2rm.training.judge import check_judge
 from l2rm.training.methods.l2rm_dataset import partners_of_suspects
 from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import Run, read_lines, read_record, write_lines
@@ -254,12 +255,18 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_begun(job: Job) -> None:
-    """What was begun, or is finished, was begun with the same settings: else its row would be another experiment's."""
+    """What was begun, or is finished, was begun with the same settings: else its row would be another experiment's.
+
+    What was not begun and is to be judged for finds its judge finished.
+    """
+    known = {cell_of(row) for row in job.rows()}
     for cell in job.grid.cells:
-        folder = job.folder(cell)
+        folder, config = job.folder(cell), job.grid.train_config(cell)
         if (folder / "config.json").is_file():
             record = read_record(folder)
-            check_same_run(folder, record, rooted(job.grid.train_config(cell)), record.get("fingerprint", ""))
+            check_same_run(folder, record, rooted(config), record.get("fingerprint", ""))
+        elif config.rematching.judge and cell not in known:
+            check_judge(config.rematching.judge)
 
 
 @contextmanager

@@ -28,11 +28,13 @@ class LinearCost(nn.Module):
         return torch.relu(S @ self.weight[:captions, :captions].T + self.bias[:captions])
 
 
-def known_match_loss(cost: nn.Module, S: Tensor, own: Tensor) -> Tensor:
-    """`Σ_i C_{i, own_i}`: what the cost charges for pairs known to match, to be brought down.
+def known_match_loss(cost: nn.Module, S: Tensor, own: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`Σ_i w_{own_i} C_{i, own_i}`: what the cost charges for pairs known to match, to be brought down.
 
     `S (k, captions)`: similarities of k planted images to the captions of their batch; `own (k,)`: the caption that
-    each one matches. The images that the public code leaves beside the planted ones never enter this sum.
+    each one matches; `weights (captions,)`: how far a caption's pair is taken as matched, 1 if left out. The images
+    that the public code leaves beside the planted ones never enter this sum.
     """
     costs: Tensor = cost(S)
-    return costs.gather(1, own[:, None]).sum()
+    known = costs.gather(1, own[:, None])[:, 0]
+    return (known if weights is None else known * weights[own]).sum()

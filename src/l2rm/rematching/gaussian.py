@@ -68,7 +68,7 @@ class GaussianMixture:
         Raises:
             InputError: no losses, or one that is not finite.
         """
-        values = losses.detach().double().cpu().flatten()
+        values = losses.detach().cpu().double().flatten()
         if not len(values):
             raise InputError("losses: there are none; give one loss a pair")
         if not values.isfinite().all():
@@ -139,7 +139,7 @@ class GaussianMixture:
         """
         if self.degenerate:
             return torch.ones(losses.shape, dtype=torch.float64)
-        x = (losses.detach().double().cpu() - self.lower) / (self.upper - self.lower)
+        x = (losses.detach().cpu().double() - self.lower) / (self.upper - self.lower)
         (m0, m1), (v0, v1) = self.mean.tolist(), self.variance.tolist()
         if monotone and v0 != v1:  # log-odds turn where (x - m0) / v0 = (x - m1) / v1, outside (m0, m1)
             turn = (m0 * v1 - m1 * v0) / (v1 - v0)

@@ -69,7 +69,7 @@ def plan_from_many(
         The plan, None where nothing can be carried.
     """
     n, m = cost.shape
-    open_cost = cost.detach().double().cpu().masked_fill(forbidden.cpu(), torch.inf)
+    open_cost = cost.detach().cpu().double().masked_fill(forbidden.cpu(), torch.inf)
     best, rows = open_cost.topk(min(CANDIDATES, n), dim=0, largest=False)
     there = best.T.isfinite().numpy()
     captions = np.repeat(np.arange(m), there.sum(1))

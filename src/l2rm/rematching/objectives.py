@@ -165,7 +165,7 @@ def _both_ways(one_way: Callable[[Tensor, Tensor], Tensor], S: Tensor, T: Tensor
 
 
 def _log_targets(T: Tensor) -> Tensor:
-    floored = T.clamp(min=TARGET_FLOOR)
+    floored = (T.float() if T.dtype.itemsize < 4 else T).clamp(min=TARGET_FLOOR)  # half types hold no such floor
     return (floored / floored.sum(1, keepdim=True)).log()
 
 

@@ -57,10 +57,10 @@ class RankMixture:
         Raises:
             InputError: no p-values, some outside (0, 1], or weights that are negative or all 0.
         """
-        p = p_values.detach().flatten().double().cpu().numpy()
+        p = p_values.detach().flatten().cpu().double().numpy()
         if not len(p) or not ((p > 0) & (p <= 1)).all():
             raise InputError("p-values: give at least one, all above 0 and at most 1")
-        count = np.ones_like(p) if weights is None else weights.detach().flatten().double().cpu().numpy()
+        count = np.ones_like(p) if weights is None else weights.detach().flatten().cpu().double().numpy()
         if count.shape != p.shape or not (count >= 0).all() or not count.sum() > 0:
             raise InputError("weights: give one a p-value, none negative and not all 0")
         edges, place = np.unique(np.append(p, 1.0), return_inverse=True)

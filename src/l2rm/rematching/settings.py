@@ -72,8 +72,8 @@ class RematchingConfig:
     """What is learned from as matched. threshold: the pairs above matched_above, as published. weight: every pair, as
     far as its match probability goes."""
     steps: Literal["matched", "pairs"] = "matched"
-    """Gradient steps of an epoch after the warm-up. matched: one pass over what is learned from as matched, as
-    published. pairs: as many as a pass over all pairs has, however few are matched."""
+    """With scope="batch", gradient steps of an epoch after the warm-up. matched: one pass over what is learned from as
+    matched, as published. pairs: as many as a pass over all pairs has, as scope="dataset" always makes."""
     matched_above: float = 0.5
     """Pairs whose match probability is above this are taken as matched; the others are rematched."""
     one_mode: Literal["matched", "mixture"] = "matched"

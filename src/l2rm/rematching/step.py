@@ -127,9 +127,10 @@ class RematchingStep:
     def update_cost(self, matched: Batch, mismatched: Batch, weights: Tensor | None = None) -> Tensor:
         """Teach the cost by what is known: a few matched images, planted, and their captions; returns its loss.
 
-        A linear cost learns that those cost nothing. An equivariant one learns to tell them, by the `weights` of the
-        matched batch, from the cells of images of the mismatched batch and captions of the matched one, as far as these
-        are not given each other. The retrieval model is in evaluation mode meanwhile and learns nothing from this.
+        A linear cost learns that those cost nothing, as far as the `weights` of the matched batch take them as matched.
+        An equivariant one learns to tell them, weighted so too, from the cells of images of the mismatched batch and
+        captions of the matched one, as far as these are not given each other. The retrieval model is in evaluation mode
+        meanwhile and learns nothing from this.
 
         Raises:
             FloatingPointError: a similarity is not finite; the cost has not learned from it.
@@ -141,7 +142,7 @@ class RematchingStep:
             loss = self._known_pairs(self.cost, matched, mismatched, own[: len(mismatched)], weights)
         else:
             planted = self.model.similarity(matched.images[own], matched.captions, matched.lengths)
-            loss = known_match_loss(self.cost, planted, own)
+            loss = known_match_loss(self.cost, planted, own, weights)
         self.cost_optimiser.zero_grad()
         loss.backward()
         self.cost_optimiser.step()

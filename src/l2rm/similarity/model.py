@@ -140,7 +140,11 @@ class RetrievalModel(nn.Module, ABC):
             >>> model.similarity(torch.rand(3, 4, 5), torch.ones(2, 6, dtype=torch.long), torch.tensor([6, 2])).shape
             torch.Size([3, 2])
         """
+        if lengths is None and not captions.is_floating_point():
+            raise InputError("captions: token ids come with the length of each caption; give lengths (M,)")
         device = next(self.parameters()).device
+        if not len(images) or not len(captions):
+            return torch.zeros(len(images), len(captions), device=device)
         with evaluating(self):
             return self.forward(images.to(device), captions.to(device), lengths)
 

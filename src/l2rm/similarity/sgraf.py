@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from l2rm.encoders.linear import Linear
 from l2rm.encoders.towers import NORM_FLOOR, l2_normalise
+from l2rm.errors import InputError
 from l2rm.similarity.graph import GraphStep
 from l2rm.similarity.model import Encoded, RetrievalModel
 from l2rm.similarity.nodes import LEAK, affinities, at_once, attention, pair_nodes, products, working_type
@@ -89,6 +90,8 @@ class SimilarityVectors(RetrievalModel):
 
     def encode_captions(self, captions: Tensor, lengths: Tensor | None = None) -> Encoded:
         if lengths is None:
+            if self.shape.caption_dim is None:
+                raise InputError("captions: token ids come with the length of each caption; give lengths (M,)")
             lengths = torch.ones(len(captions), dtype=torch.long)
         with self.autocast():
             words = self.caption_tower(captions, lengths)

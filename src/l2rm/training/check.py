@@ -200,7 +200,8 @@ def check_same_run(
     if "candidates" in record:  # the objective that was found then stands for the question
         was["objective"] = "auto"
     for name in now:
-        if was[name] != now[name] and name not in FREE_ON_RESUME:
+        moved = name == "rematching.judge" and was[name] and now[name]
+        if was[name] != now[name] and name not in FREE_ON_RESUME and not moved:
             raise InputError(f"{out}: {name} was {was[name]} and is now {now[name]}; resume a run as it was started")
     if record.get("fingerprint", fingerprint) != fingerprint:
         raise InputError(f"{out}: was trained on other pairs; resume a run with the data that it was started with")

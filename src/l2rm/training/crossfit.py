@@ -197,12 +197,13 @@ def warmed_up(
         own.vocabulary = model.vocabulary
         unite(own)
         fresh = share(own).train()
-        optimiser = make_optimiser(fresh, config)
+        optimiser, taken = make_optimiser(fresh, config), 0
         for epoch in range(config.warmup_epochs):
             with ahead(batches.batch, shuffled(rows, config.batch_size, seed=(*seed, epoch))) as read:
-                for step, batch in enumerate(read):
+                for batch in read:
                     stop()
-                    set_learning_rate(optimiser, config, epoch, step, begins=epoch == 0)
+                    set_learning_rate(optimiser, config, epoch, taken)
+                    taken += 1
                     S = fresh(batch.images, batch.captions, batch.lengths)
                     optimiser.zero_grad()
                     symmetric_cross_entropy(S, config.rematching.tau).backward()

@@ -57,6 +57,7 @@ class _Before:
     def __init__(self, trainer: "Trainer", rows: np.ndarray) -> None:
         self.rows = torch.from_numpy(rows)
         self.sums, self.generators = dict(trainer.state["sums"]), generators()
+        self.buffers = [buffer.clone() for buffer in trainer.model.buffers()]  # means and variances of norms
         self.parts = {name: copy.deepcopy(part.state_dict()) for name, part in trainer.method.parts().items()}
         self.state = dict(trainer.method.state)
         self.entries = {name: value[self._at(value)].clone() for name, value in self._by_row(trainer)}
@@ -68,6 +69,8 @@ class _Before:
             value[self._at(value)] = self.entries[name]
         for name, part in trainer.method.parts().items():
             part.load_state_dict(self.parts[name])
+        for buffer, before in zip(trainer.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(before)
         set_generators(self.generators)
 
     def _at(self, value: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Another run's verdict on the same pairs: a cheap model judges and finds partners, an expensive one learns."""
 
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +12,18 @@ from numpy.typing import NDArray
 
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
-from l2rm.training.run import load_run
+from l2rm.rematching.settings import RematchingConfig
+from l2rm.training.run import read_lines, read_record
+
+COLUMNS = ("image", "caption", "match_probability", "rematch_image", "rematch_share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What a finished run found out about its training pairs.
+    """What a finished run found out about pairs that it was trained on.
 
     Attributes:
-        match_probability: (rows,) in [0, 1].
+        match_probability: (rows,) in [0, 1]; 1 for pairs that people took as matched.
         rematch_image: (rows,) the image that each caption was last rematched to, −1 for none.
         rematch_share: (rows,) how sure that is, in [0, 1].
         evidence: whether its pairs were judged one by one ("pair") or by image ("image").
@@ -30,47 +35,85 @@ class Judgement:
     evidence: str
 
 
-def read_judgement(folder: str | Path, pairs: Pairs, *, matched_above: float = 0.5) -> Judgement:
-    """Read what the run in `folder` found out about `pairs`, whatever features it saw of them.
+def read_judgement(pairs: Pairs, settings: RematchingConfig) -> Judgement:
+    """What the run in `settings.judge` found out about `pairs`, whatever features it saw of them.
+
+    A pair is found again by its image and caption, so pairs may have been left out since. Those that people decided
+    about (`pairs.trusted`) are matched whatever the judge says, and need not be known to it.
 
     Raises:
-        InputError: no finished RUN, one whose method divides nothing, one that was trained on other pairs, or one with
-            fewer than two pairs whose match probability is above `matched_above`.
+        InputError: no finished RUN, one that divided no pairs, one that does not know some of `pairs`, one that takes
+            fewer than two of them as matched, or, where partners are wanted, one that looked for none.
 
     Example:
-        >>> read_judgement("runs/dual", noisy.pairs).match_probability.shape  # doctest: +SKIP
+        >>> settings = RematchingConfig(judge="runs/dual", scope="dataset")
+        >>> read_judgement(noisy.pairs, settings).match_probability.shape  # doctest: +SKIP
         (30000,)
     """
-    run = load_run(folder)
-    name = f"rematching.judge: {folder}"
-    if not run.record.get("finished"):
-        raise InputError(f"{name}: is not finished; go on with its l2rm train --resume first")
-    division = run.metrics[-1]["division"]
-    if division is None:
-        raise InputError(f"{name}: method {run.config.method} divides no pairs; give a run of l2rm or division")
-    probability = run.match_probability(pairs)
-    if probability is None:
-        raise InputError(f"{name}: was trained on other pairs; give one of the same DATA, split and mismatches")
-    if (matched := int((probability > matched_above).sum())) < 2:
+    name = f"rematching.judge: {settings.judge}"
+    evidence = _evidence(Path(settings.judge), name)
+    table = _table(Path(settings.judge) / "pairs.parquet")
+    places = _places(pairs, table)
+    trusted = np.zeros(len(pairs), dtype=bool) if pairs.trusted is None else pairs.trusted
+    if unknown := np.flatnonzero((places < 0) & ~trusted).tolist():
+        raise InputError(
+            f"{name}: does not know pair {pairs.pair_ids[unknown[0]]} ({len(unknown)} in all); give a run of the same "
+            "DATA, split and mismatches"
+        )
+    judged = (places >= 0) & ~trusted
+    probability = np.ones(len(pairs), dtype=np.float32)
+    probability[judged] = np.array(table["match_probability"], dtype=np.float32)[places[judged]]
+    if (matched := int((probability > settings.matched_above).sum())) < 2:
         raise InputError(
             f"{name}: takes {matched} pairs as matched, so nothing is left to learn from; lower "
-            f"rematching.matched_above, which is {matched_above:g}, or give another run"
+            f"rematching.matched_above, which is {settings.matched_above:g}, or give another run"
         )
-    image, share = _rematches(run.folder / "pairs.parquet", pairs)
-    return Judgement(
-        match_probability=probability.astype(np.float32),
-        rematch_image=image,
-        rematch_share=share,
-        evidence=division.get("evidence", run.config.rematching.evidence),
-    )
+    number_of = {image: number for number, image in enumerate(pairs.images)}
+    partner, share = np.full(len(pairs), -1), np.zeros(len(pairs), dtype=np.float32)
+    for row in np.flatnonzero(judged):
+        partner[row] = number_of.get(table["rematch_image"][places[row]], -1)
+        share[row] = table["rematch_share"][places[row]] if partner[row] >= 0 else 0
+    suspects = int((probability <= settings.matched_above).sum())
+    if settings.scope == "dataset" and suspects and (partner < 0).all():
+        raise InputError(f"{name}: has partners for none of {suspects} suspects; give a run of l2rm, or scope batch")
+    return Judgement(match_probability=probability, rematch_image=partner, rematch_share=share, evidence=evidence)
 
 
-def _rematches(path: Path, pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    number_of = {name: number for number, name in enumerate(pairs.images)}
+def check_judge(folder: str | Path) -> None:
+    """
+    Raises:
+        InputError: no finished RUN, or one that divided no pairs.
+    """
+    _evidence(Path(folder), f"rematching.judge: {folder}")
+
+
+def _evidence(folder: Path, name: str) -> str:
+    """How the run judged its pairs, once it is clear that it did."""
+    record = read_record(folder)
+    if not record.get("finished"):
+        raise InputError(f"{name}: is not finished; go on with its l2rm train --resume first")
+    lines = read_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    division = lines[-1]["division"] if lines else None
+    if division is None:
+        raise InputError(f"{name}: divided no pairs; give a run of l2rm or division that went on after its warm-up")
+    evidence: str = division.get("evidence", record["config"]["rematching"].get("evidence", "pair"))
+    return evidence
+
+
+def _table(path: Path) -> dict[str, list[Any]]:
     try:
-        table = pq.read_table(path, columns=["rematch_image", "rematch_share"])
-        image = np.array([-1 if one is None else number_of[one] for one in table["rematch_image"].to_pylist()])
-        return image.astype(np.int64), table["rematch_share"].to_numpy().astype(np.float32)
-    except (pa.ArrowException, OSError, KeyError) as error:
+        table: dict[str, list[Any]] = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
+    except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read ({reason}); train that run again") from error
+    return table
+
+
+def _places(pairs: Pairs, table: dict[str, list[Any]]) -> NDArray[np.int64]:
+    """(rows,) where each pair stands in the table, −1 where it does not; equal pairs in their order."""
+    waiting: defaultdict[tuple[str, str], deque[int]] = defaultdict(deque)
+    for place, pair in enumerate(zip(table["image"], table["caption"], strict=True)):
+        waiting[pair].append(place)
+    given = ((pairs.images[image], caption) for image, caption in zip(pairs.image_of, pairs.captions, strict=True))
+    found = (waiting.get(pair) for pair in given)
+    return np.array([left.popleft() if left else -1 for left in found], dtype=np.int64)

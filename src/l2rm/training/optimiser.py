@@ -21,16 +21,8 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, fused=True)
 
 
-def set_learning_rate(
-    optimiser: torch.optim.Optimizer, config: TrainConfig, epoch: int, step: int, *, begins: bool
-) -> None:
-    """That of a step (from 0) of an epoch (from 0).
-
-    Args:
-        optimiser, config: of the run.
-        epoch, step: what comes next.
-        begins: whether the weights were fresh when the epoch began; then the rate rises first.
-    """
-    rise = min(1.0, (step + 1) / config.lr_rise_steps) if begins and config.lr_rise_steps else 1.0
+def set_learning_rate(optimiser: torch.optim.Optimizer, config: TrainConfig, epoch: int, taken: int) -> None:
+    """That of the next step, in an epoch (from 0), when so many were `taken` since the weights were fresh."""
+    rise = min(1.0, (taken + 1) / config.lr_rise_steps) if config.lr_rise_steps else 1.0
     for group in optimiser.param_groups:
         group["lr"] = config.lr * config.learning_rate_factor(epoch) * rise

@@ -92,6 +92,8 @@ def generators() -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda:{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -100,5 +102,8 @@ def set_generators(states: dict[str, torch.Tensor]) -> None:
     for device, value in states.items():
         if device == "cpu":
             torch.set_rng_state(value)
+        elif device == "mps":
+            if torch.backends.mps.is_available():
+                torch.mps.set_rng_state(value)
         elif torch.device(device).index < torch.cuda.device_count():  # a run may be resumed on another machine
             torch.cuda.set_rng_state(value, device)

@@ -25,8 +25,7 @@ from l2rm.similarity.clip import READING
 from l2rm.similarity.model import RetrievalModel, build_model
 from l2rm.similarity.settings import DataShape
 from l2rm.training.check import check_config, check_data, check_same_run
-from l2rm.training.judge import Judgement, read_judgement
-from l2rm.training.methods.divided import Divided
+from l2rm.training.judge import read_judgement
 from l2rm.training.processes import is_first, join, share, wait
 from l2rm.training.run import COPY, MODEL, Run, load_run, locked, mend_model, read_record, write_record
 from l2rm.training.settings import CANDIDATES, TrainConfig
@@ -47,7 +46,6 @@ class _Job:
     out: Path
     vocabulary: Vocabulary | None
     reading: Reading | None
-    judgement: Judgement | None
     shape: DataShape
     facts: dict[str, Any]
     device: torch.device
@@ -105,7 +103,8 @@ def train(
     check_data(pairs, dev, config, vocabulary)
     device = pick_device(join(config.device))
     refuse_taken(out, resume=resume)
-    judgement = _asked(config, pairs)
+    if config.rematching.judge and not (out / "config.json").exists():
+        read_judgement(pairs, config.rematching)  # to be told now what would stop the method later
     wait()
     if vocabulary is None and pairs.caption_features is None and reading is None:
         vocabulary = Vocabulary.build(
@@ -119,7 +118,6 @@ def train(
             out=out,
             vocabulary=vocabulary,
             reading=reading,
-            judgement=judgement,
             shape=data_shape(pairs, vocabulary),
             facts={
                 **(facts or {}),
@@ -133,12 +131,6 @@ def train(
             progress=progress,
         )
     )
-
-
-def _asked(config: TrainConfig, pairs: Pairs) -> Judgement | None:
-    """The verdict of the run that is to judge, if one is."""
-    settings = config.rematching
-    return read_judgement(settings.judge, pairs, matched_above=settings.matched_above) if settings.judge else None
 
 
 def rooted(config: TrainConfig) -> TrainConfig:
@@ -243,8 +235,6 @@ def _train_one(job: _Job) -> Run:
         model.vocabulary = job.vocabulary
     pairs, dev = (_read_once(part, job.config) for part in (job.pairs, job.dev))
     trainer = Trainer(model, pairs, dev, job.config, job.out, progress=job.progress)
-    if job.judgement is not None and isinstance(trainer.method, Divided):
-        trainer.method.adopt(job.judgement)
     trainer.fit(resume=job.resume)
     best = load_run(job.out, job.device)
     _write_pairs(job.out, trainer, best.model)

@@ -35,7 +35,7 @@ class Trainer:
 
     What is learned from is the method's business. Everything that changes while it runs is in `state` and the method's
     `state` (dicts of tensors, numbers and strings), in the model, in the optimiser and in the method's parts; `save`
-    writes them all.
+    writes them all. `state["taken"]` counts the gradient steps since the weights were fresh.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Trainer:
         self.state: dict[str, Any] = {
             "epoch": 0,
             "step": 0,
+            "taken": 0,
             "best": None,
             "lines": [],
             "sums": {},
@@ -100,7 +101,6 @@ class Trainer:
         started = saved = time.monotonic()
         if state["step"] == 0 and self.method.restarts(epoch):
             self._restart()
-        begins = epoch == 0 or self.method.restarts(epoch)
         self.method.set_learning_rate(self.config.learning_rate_factor(epoch))
         if state["division"] is None:
             self._divide(interruption)
@@ -116,10 +116,11 @@ class Trainer:
                 leave=False,
             )
             for batches in bar:
-                set_learning_rate(self.optimiser, self.config, epoch, state["step"], begins=begins)
+                set_learning_rate(self.optimiser, self.config, epoch, state["taken"])
                 with undone_if_not_finite(self, batches):
                     self._learn(epoch, *batches)
                 state["step"] += 1
+                state["taken"] += 1
                 now, asked = time.monotonic(), interruption.asked()
                 if asked is not None or now - saved > self.config.save_seconds:
                     state["seconds"] += now - started
@@ -154,6 +155,7 @@ class Trainer:
         fresh = build_model(self.model.config, self.model.shape, networks=self.config.networks)
         self.model.load_state_dict(fresh.state_dict())
         self.optimiser.state.clear()
+        self.state["taken"] = 0
 
     def _read(self, step: Step) -> tuple[Batch | None, ...]:
         return tuple(None if lesson is None else lesson.read(self.batches) for lesson in step)
@@ -229,7 +231,7 @@ class Trainer:
         for name, part in self._parts().items():
             part.load_state_dict(saved.pop(name))
         self.method.restore(saved.pop("method"))
-        self.state = saved
+        self.state |= saved
         log.info("resumed at epoch %d, step %d", self.state["epoch"] + 1, self.state["step"])
 
     def _parts(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from l2rm.data.batches import Batches
 from l2rm.rematching.settings import HardObjective
 from l2rm.similarity.model import RetrievalModel
 from l2rm.training.crossfit import cross_fit, recognise_evidence
-from l2rm.training.divide import Division, divide, trusting
-from l2rm.training.judge import Judgement
+from l2rm.training.divide import Division, divide
+from l2rm.training.judge import Judgement, read_judgement
 from l2rm.training.lesson import Lesson
 from l2rm.training.methods.method import DIVISION, Method
 from l2rm.training.settings import TrainConfig
@@ -57,14 +57,17 @@ class Divided(Method):
         settings = self.config.rematching
         if (cross_fitted := self.state["cross_fitted"]) is not None:
             return dict(cross_fitted)
-        if not settings.folds and self.stage(epoch) == "warm-up":
+        if not (settings.folds or settings.judge) and self.stage(epoch) == "warm-up":
             return None
         started = time.monotonic()
-        division = self._by_folds(stop) if settings.folds else self._own(epoch, stop)
+        if settings.judge:
+            division = self.adopted(read_judgement(self.batches.pairs, settings))
+        else:
+            division = self._by_folds(stop) if settings.folds else self._own(epoch, stop)
         self.state["match_probability"] = torch.from_numpy(division.match_probability)
         statistics = division.statistics(settings.matched_above, self.truth)
         statistics["seconds"] = time.monotonic() - started
-        if settings.folds:
+        if settings.judge or settings.folds:
             statistics["evidence"] = self._evidence(stop)
             self.state["cross_fitted"] = statistics
         if (matched := statistics["matched"]) < 2:
@@ -74,13 +77,11 @@ class Divided(Method):
             )
         return statistics
 
-    def adopt(self, judgement: Judgement) -> None:
-        """Let the verdict of another run stand for all epochs, but for pairs that people decided about."""
-        probability = trusting(self.batches.pairs, judgement.match_probability)
-        division = Division(losses=1 - probability, match_probability=probability, facts={})
-        statistics = division.statistics(self.config.rematching.matched_above, self.truth)
-        self.state["match_probability"] = torch.from_numpy(probability)
-        self.state["cross_fitted"] = statistics | {"seconds": 0.0, "evidence": judgement.evidence}
+    def adopted(self, judgement: Judgement) -> Division:
+        """The division of another run, which stands for all epochs."""
+        self.state["evidence"] = judgement.evidence
+        probability = judgement.match_probability
+        return Division(losses=1 - probability, match_probability=probability, facts={})
 
     def _by_folds(self, stop: Callable[[], None]) -> Division:
         """By models of other images; the folds that are finished stand in `state` meanwhile."""
@@ -96,9 +97,10 @@ class Divided(Method):
         return division
 
     def _evidence(self, stop: Callable[[], None]) -> Literal["pair", "image"]:
-        """What is ranked by folds; found out once where the configuration leaves it open."""
-        if self.config.rematching.evidence != "auto":
-            return self.config.rematching.evidence
+        """What is ranked by folds; found out once where the configuration leaves it open, told by a judge."""
+        settings = self.config.rematching
+        if settings.evidence != "auto" and not settings.judge:
+            return settings.evidence
         if self.state["evidence"] is None:
             self.state["evidence"], correlation = recognise_evidence(self.model, self.batches, self.config, stop=stop)
             log.info("captions of an image go astray with correlation %.2f: by %s", correlation, self.state["evidence"])

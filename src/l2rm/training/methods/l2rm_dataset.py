@@ -14,6 +14,7 @@ from l2rm.evaluation.scores import Scores, Stoppable
 from l2rm.rematching.partners import Partners, find_partners
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
+from l2rm.training.divide import Division
 from l2rm.training.judge import Judgement
 from l2rm.training.lesson import Lesson
 from l2rm.training.methods.divided import Divided
@@ -57,10 +58,10 @@ class RematchDataset(Divided):
             self._rematch(statistics.get("evidence", settings.evidence), stop)
         return statistics | {"plan": self.state["plan"]}
 
-    def adopt(self, judgement: Judgement) -> None:
-        super().adopt(judgement)
+    def adopted(self, judgement: Judgement) -> Division:
         self.state["rematch_image"] = torch.from_numpy(judgement.rematch_image)
         self.state["rematch_share"] = torch.from_numpy(judgement.rematch_share)
+        return super().adopted(judgement)
 
     def _rematch(self, evidence: str, stop: Callable[[], None]) -> None:
         """Find the suspects new partners."""
