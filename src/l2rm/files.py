@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from l2rm.errors import InputError
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
@@ -46,8 +48,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: str | Path) -> Iterator[Path]:
-    """The same for a folder: yield an empty one beside `path`, and let it replace `path` when the block succeeds."""
-    path = Path(path)
+    """The same for a folder: yield an empty one beside `path`, and let it replace `path` when the block succeeds.
+
+    Raises:
+        InputError: `path` is the current folder, or holds it.
+    """
+    path = replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_writer()}-", dir=path.parent))
@@ -69,6 +75,18 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         elif old.exists():
             os.replace(old, path)
+
+
+def replaceable(path: str | Path) -> Path:
+    """A folder's own path, without links: where another can take its place.
+
+    Raises:
+        InputError: it is the current folder, or holds it.
+    """
+    resolved, here = Path(path).resolve(), Path.cwd()
+    if resolved == here or resolved in here.parents:
+        raise InputError(f"{path}: is the current folder, or holds it, and cannot be replaced; name a folder within it")
+    return resolved
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -189,11 +189,53 @@ def test_what_is_no_index(tmp_path: Path, drawn: Pairs, cosine: RetrievalModel) 
     (tmp_path / "full/diary.txt").touch()
     with pytest.raises(InputError, match="something else"):
         Index.build(drawn, cosine, out=tmp_path / "full")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="something else"):
+        Index.build(drawn, cosine, out=tmp_path / "file")
     index = Index.build(drawn, cosine, out=tmp_path / "good")
     content = json.loads((index.folder / "index.json").read_text())
     (index.folder / "index.json").write_text(json.dumps({**content, "dim": 5}))
     with pytest.raises(InputError, match="do not belong together"):
         Index(index.folder)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "other", "message"),
+    [('{"a": 1}', None, "has no index.json"), ('{"a": 1}', "mine.txt", "mine.txt"), (None, "mine.txt", "mine.txt")],
+)
+def test_only_an_index_is_replaced(
+    manifest: str | None, other: str | None, message: str, drawn: Pairs, cosine: RetrievalModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    if manifest is None:
+        Index.build(drawn, cosine, out=folder)
+    else:
+        folder.mkdir()
+        (folder / "index.json").write_text(manifest)
+    if other is not None:
+        (folder / other).write_text("keep")
+    before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    with pytest.raises(InputError, match=message):
+        Index.build(drawn, cosine, out=folder)
+    assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+
+
+def test_a_changed_index_is_replaced(drawn: Pairs, cosine: RetrievalModel, tmp_path: Path) -> None:
+    index = Index.build(drawn, cosine, out=tmp_path / "index")
+    index.remove(images=[3])
+    assert (index.folder / ".lock").exists()
+    assert len(Index.build(drawn, cosine, out=tmp_path / "index").items["image"]) == 60
+
+
+def test_the_current_folder_is_not_replaced(
+    drawn: Pairs, cosine: RetrievalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", str(tmp_path / "here")):
+        with pytest.raises(InputError, match="current folder"):
+            Index.build(drawn, cosine, out=out)
+    assert Index.build(drawn, cosine, out="../here/index").search_text("red", k=1)
 
 
 def test_a_failed_build_leaves_the_old_index(

@@ -28,6 +28,7 @@ from l2rm.search.storage import (
     Segment,
     changing,
     read_manifest,
+    refuse_folder,
     tidy,
     with_removed,
     write_manifest,
@@ -99,8 +100,7 @@ class Index:
             raise InputError(f"dtype: {dtype!r} is none of float32, float16")
         if not 0 < recall <= 1:
             raise InputError(f"recall: {recall} is no share; give one above 0 and at most 1")
-        if folder.exists() and not (folder / "index.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: there is something else under that name; choose another --out")
+        refuse_folder(folder)
         with folder_written_whole(folder) as beside:
             (beside / "segments").mkdir()
             if model is None:

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 from l2rm.data.features import read_array
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
-from l2rm.files import folder_written_whole, remove_leftovers, written_whole
+from l2rm.files import folder_written_whole, remove_leftovers, replaceable, written_whole
 
 FORMAT = 1
 MANIFEST = "index.json"
 Kind = Literal["image", "caption"]
 KINDS: tuple[Kind, Kind] = ("image", "caption")
 _ROWS_A_BATCH = 2**16
+_FILES = (MANIFEST, "model", "segments", "centres.npy", "removed-*.npy", "*.faiss", ".lock")
+"""What an index may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,29 @@ def read_manifest(folder: Path) -> Manifest:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not the manifest of an index ({error}); index again") from error
+
+
+def refuse_folder(folder: Path) -> None:
+    """An index goes to a folder that is new or empty, or that holds an index and nothing else.
+
+    Raises:
+        InputError: a file has that name, or something else is in the folder.
+    """
+    replaceable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: there is something else under that name; choose another --out")
+    remove_leftovers(folder)
+    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    strange = [name for name in there if not any(fnmatchcase(name, known) for known in _FILES)]
+    if strange:
+        raise InputError(f"{folder}: holds {strange[0]!r}, something else than an index; choose another --out")
+    if there:
+        try:
+            read_manifest(folder)
+        except InputError as error:
+            raise InputError(
+                f"{folder}: has no {MANIFEST} of an index, so it is not replaced; choose another --out, or delete it"
+            ) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
