@@ -262,6 +262,15 @@ def test_encoders_that_are_none(refused: Refused, tmp_path: Path, precomp: Path)
     assert "has features already" in refused("encode", precomp, "--out", tmp_path / "f")
 
 
+def test_encode_writes_beside_neither_the_data_nor_the_folder(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    data = table(tmp_path / "d", "image,caption,split", "a.png,one,train", "b.png,two,../../escaped")
+    told = refused("encode", data, "--out", tmp_path / "f", "--quiet")
+    assert "split '../../escaped' cannot be the name of a file" in told  # before anything is decoded
+    assert "is the folder of the data itself" in refused("encode", data, "--out", data.parent, "--quiet")
+    assert "is the folder of the data itself" in refused("encode", data, "--out", tmp_path, "--quiet")
+
+
 def test_encoding_what_does_not_decode(refused: Refused, tmp_path: Path) -> None:
     data = table(tmp_path, "image,caption", "a.png,one", "b.png,two")
     pytest.importorskip("efficientnet_lite_pytorch", reason="the extra quickstart is not installed")

@@ -15,6 +15,7 @@ from l2rm.sources import (
     DataConfig,
     EncoderConfig,
     Injection,
+    absolute,
     corrupt,
     measured_mismatch,
     open_rows,
@@ -135,8 +136,9 @@ def test_a_split_not_to_be_mismatched_stays_as_it_was_mismatched(tmp_path: Path)
     ("out", "message"),
     [("pairs.csv", "is part of the data itself"), ("noisy.txt", ".txt is nothing to write"), ("noisy", "no suffix")],
 )
-def test_corrupt_refuses_to_write_there(tmp_path: Path, out: str, message: str) -> None:
-    source = write_table(tmp_path / "t", splits=True)
+@pytest.mark.parametrize("folder", ["t", "a,b"])
+def test_corrupt_refuses_to_write_there(tmp_path: Path, folder: str, out: str, message: str) -> None:
+    source = write_table(tmp_path / folder, splits=True)
     before = source.read_bytes()
     with pytest.raises(InputError, match=message):
         corrupt(
@@ -181,6 +183,12 @@ def test_splits_that_training_needs(tmp_path: Path, make_precomp: Callable[..., 
         open_training(DataConfig(source=str(table)))
     with pytest.raises(InputError, match="no split 'dev'; take one that it has: train, test"):
         open_split(DataConfig(source=str(table)), "dev")
+
+
+def test_a_comma_in_a_path_is_no_second_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a,b/pairs.csv") == str(tmp_path / "a,b" / "pairs.csv")
+    assert absolute("i.npy,c.npy") == f"{tmp_path / 'i.npy'},{tmp_path / 'c.npy'}"
 
 
 def test_rows_to_audit(tmp_path: Path, make_precomp: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from l2rm.data.formats import files_of
 from l2rm.errors import InputError
 from l2rm.sources import DataConfig, EncoderConfig, Injection, absolute
 from l2rm.training.run import config_from, read_record
@@ -95,4 +96,4 @@ def data_for(folders: Iterable[Path], asked: DataConfig) -> DataConfig:
 
 def _has_features(data: DataConfig) -> bool:
     """DATA are a precomp folder or embeddings, which bring their features."""
-    return data.is_folder or all(part.endswith(".npy") for part in data.source.split(","))
+    return data.is_folder or len(files_of(data.source)) == 2

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2rm.data.decided import VERDICTS, Decision, apply_decisions, read_decisions
-from l2rm.data.formats import BUILT_IN, DEV_SHARE, SPLIT_NAMES, TEST_SHARE, read_pairs, read_splits
+from l2rm.data.formats import BUILT_IN, DEV_SHARE, SPLIT_NAMES, TEST_SHARE, files_of, read_pairs, read_splits
 from l2rm.data.mismatch import Mismatched, inject_mismatches, read_index, recognise_level, write_index
 from l2rm.data.pairs import Pairs
 from l2rm.data.shards import is_sharded
@@ -102,7 +102,7 @@ class TrainingData:
 
 def absolute(source: str) -> str:
     """DATA, whose paths start from the root of the file system."""
-    return ",".join(str(Path(part).absolute()) for part in source.split(","))
+    return ",".join(str(path.absolute()) for path in files_of(source))
 
 
 def open_splits(
@@ -358,7 +358,7 @@ def _put_back(whole: Pairs, rows: NDArray[np.int64], noisy: Mismatched) -> Pairs
 
 
 def _refuse_overwriting(source: str, out: Path) -> None:
-    inputs = [Path(part) for part in source.split(",")]
+    inputs = list(files_of(source))
     if inputs[0].is_dir():
         inputs = [*inputs[0].glob("*_ims.npy"), *inputs[0].glob("*_caps.txt"), *inputs[0].glob("*scale.npy")]
     if out.resolve() in {path.resolve() for path in inputs}:

@@ -8,8 +8,10 @@ import pytest
 
 from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
-from l2rm.encoders.export import write_features
+from l2rm.encoders.export import refuse_folder, write_features
 from l2rm.errors import InputError
+
+FILES = ("all_caps.txt", "all_ims.npy")
 
 
 def made(image_of: list[int], *, regions: bool = False) -> Pairs:
@@ -35,7 +37,7 @@ def seen(pairs: Pairs) -> list[tuple[str, list[float]]]:
 def test_a_precomp_folder_reads_back(tmp_path: Path, image_of: list[int], regions: bool) -> None:
     pairs = made(image_of, regions=regions)
     data = write_features(pairs, tmp_path / "f")
-    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["all_caps.txt", "all_ims.npy", "pairs.csv"]
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [*FILES, "features.json", "pairs.csv"]
     assert seen(Pairs.read(data)) == seen(pairs)
 
 
@@ -74,3 +76,39 @@ def test_other_folders_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         write_features(pairs, tmp_path / "file")
+
+
+@pytest.mark.parametrize("mark", [None, "{}", '{"files": 5}', '{"files": ["pairs.csv"]}'])
+def test_features_of_another_hand_stay(tmp_path: Path, mark: str | None) -> None:
+    folder = tmp_path / "f30k_precomp"
+    folder.mkdir()
+    for name in ("train_ims.npy", "train_caps.txt", "pairs.csv"):
+        (folder / name).write_text("mine")
+    if mark is not None:
+        (folder / "features.json").write_text(mark)
+    with pytest.raises(InputError, match=r"features\.json|holds train_caps\.txt") as refused:
+        write_features(made([0, 1]), folder)
+    assert "name a new" in str(refused.value)
+    assert (folder / "train_ims.npy").read_text() == "mine"
+
+
+def test_the_folder_of_the_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_features(made([0, 1]), tmp_path / "a" / "f")
+    data = tmp_path / "a" / "f" / "pairs.csv"
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "f")
+    for out in (tmp_path / "a" / "f", tmp_path / "a", tmp_path / "link"):
+        for source in (str(data), str(data.parent), f"{data.parent / 'images.npy'},{tmp_path / 'captions.npy'}"):
+            with pytest.raises(InputError, match="folder of the data itself"):
+                refuse_folder(out, source)
+    refuse_folder(tmp_path / "new", str(data))
+    monkeypatch.chdir(data.parent)
+    with pytest.raises(InputError, match="current folder"):
+        refuse_folder(Path("."))
+
+
+@pytest.mark.parametrize("split", ["../../escaped", "train/a", "a\\b", "a\0b", "", ".", ".."])
+def test_a_split_is_no_path(tmp_path: Path, split: str) -> None:
+    pairs = replace(made([0, 1]), splits=("train", split))
+    with pytest.raises(InputError, match="cannot be the name of a file"):
+        write_features(pairs, tmp_path / "a" / "f")
+    assert list(tmp_path.iterdir()) == []

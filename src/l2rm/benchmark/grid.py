@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+from l2rm.data.formats import files_of
 from l2rm.errors import InputError
 from l2rm.recipes import RECIPES, faithful
 from l2rm.training.settings import Method, TrainConfig
@@ -123,7 +124,7 @@ class Grid:
         if self.mismatch is None or cell.level == "none":
             return None
         name = self.mismatch.format(level=cell.level, percent=percent(cell.ratio), seed=cell.seed)
-        folder = Path(source) if Path(source).is_dir() else Path(source.split(",")[0]).parent
+        folder = Path(source) if Path(source).is_dir() else files_of(source)[0].parent
         return folder / name
 
 

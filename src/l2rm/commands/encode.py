@@ -25,7 +25,7 @@ class Encode(Command):
 
     data: Data
     out: Annotated[Path, arg(metavar="FOLDER")]
-    """Folder for the features; features that it holds are replaced."""
+    """Folder for the features; those that this command left in it are replaced."""
     encoder: Annotated[str, arg(metavar="NAME")] = "efficientnet-lite0"
     """efficientnet-lite0, or a transformers model by its folder or as OWNER/MODEL."""
     grid: int = 6
@@ -35,14 +35,17 @@ class Encode(Command):
     device: Device = "auto"
 
     def run(self) -> None:
-        from l2rm.encoders.export import refuse_folder, write_features
+        from l2rm.encoders.export import refuse_folder, refuse_splits, write_features
+        from l2rm.encoders.image import is_transformers_name
         from l2rm.sources import DataConfig, EncoderConfig, open_rows, with_features
         from l2rm.training.train import pick_device
 
-        refuse_folder(self.out)
+        refuse_folder(self.out, self.data)
         pairs = open_rows(DataConfig(source=self.data, image_root=self.image_root, skip_bad=self.skip_bad))
         if pairs.features is not None:
             raise InputError(f"{self.data}: has features already; give image files")
+        if not is_transformers_name(self.encoder):
+            refuse_splits(pairs)
         encoder = EncoderConfig(name=self.encoder, grid=self.grid)
         device = pick_device(self.device)
         encoded = with_features(pairs, encoder, skip_bad=self.skip_bad, progress=not self.quiet, device=device)

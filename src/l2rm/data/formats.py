@@ -96,10 +96,22 @@ def read_splits(
     return {"train": train, "dev": dev, "test": test}
 
 
+def files_of(source: str | Path) -> tuple[Path, ...]:
+    """The paths that DATA name: two where they are embedding arrays, else one, whatever commas are in it.
+
+    Example:
+        >>> [path.name for path in files_of("a/images.npy,a/captions.npy")], [path.name for path in files_of("a,b.csv")]
+        (['images.npy', 'captions.npy'], ['a,b.csv'])
+    """
+    parts = str(source).split(",")
+    arrays = len(parts) == 2 and all(part.endswith(".npy") for part in parts)
+    return tuple(map(Path, parts)) if arrays else (Path(source),)
+
+
 def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: bool, least: int = 2) -> Pairs:
     """Any source but a precomp folder, with all of its splits."""
-    parts = str(source).split(",")
-    embeddings = len(parts) == 2 and all(part.endswith(".npy") for part in parts)
+    files = files_of(source)
+    embeddings = len(files) == 2
     if not embeddings and is_sharded(source):
         _refuse_image_root(source, image_root)
         return _read_shards(source, skip_bad=skip_bad)
@@ -109,7 +121,7 @@ def _read_whole(source: str | Path, *, image_root: str | Path | None, skip_bad: 
         return _read_table(path, root, skip_bad=skip_bad, least=least)
     _refuse_image_root(source, image_root)
     if embeddings:
-        return _read_embeddings(*map(Path, parts))
+        return _read_embeddings(*files)
     from l2rm.data import openmoji
 
     return openmoji.read()
