@@ -92,8 +92,9 @@ def index_summary(index: "Index") -> str:
             f"{kind}s are searched by FAISS, {facts['probes']} of {facts['lists']} lists: it finds "
             f"{100 * facts['recall']:.1f} % of the exact first ten of {facts['queries']} held queries"
         )
+    asked = '"words"' if index.manifest.fingerprint is not None else f"--like image:{index.items['image'].ids[0]}"
     lines.append(
-        f'the index is in {index.folder}; next: l2rm serve {index.folder}, or l2rm search {index.folder} "words"'
+        f"the index is in {index.folder}; next: l2rm serve {index.folder}, or l2rm search {index.folder} {asked}"
     )
     return "\n".join(lines)
 

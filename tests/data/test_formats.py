@@ -28,6 +28,7 @@ def test_precomp(tmp_path):
     array = precomp(tmp_path, "train", 4, 12)
     pairs = read_pairs(tmp_path)
     assert pairs.images == ("train/0", "train/1", "train/2", "train/3")
+    assert not pairs.named
     assert pairs.image_of.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert pairs.captions[11] == "caption 11"
     assert pairs.image_path(0) is None
@@ -78,6 +79,7 @@ def test_precomp_as_cc152k_has_it(tmp_path):
     cc(tmp_path, ["000123\ta dog", '77\t"he said ""no"""', '8\t"five" inches\tor so'])
     pairs = read_pairs(tmp_path)
     assert pairs.images == ("train/000123", "train/77", "train/8")
+    assert pairs.named
     assert pairs.captions == ("a dog", 'he said "no"', '"five" inches\tor so')
     assert pairs.image_of.tolist() == [0, 1, 2]
 

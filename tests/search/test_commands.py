@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from l2rm.data.pairs import Pairs
 from l2rm.search.index import Index
 from l2rm.search.model_folder import write_model_folder
 from l2rm.similarity.model import RetrievalModel
+from l2rm.summaries import index_summary
 
 from .conftest import draw
 
@@ -85,6 +87,32 @@ def test_arrays_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"images are searched by FAISS, \d+ of \d+ lists: it finds \d+\.\d % ", capsys.readouterr().out)
     ask("search", tmp_path / "index", "--like", "image:0", "-k", 2)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_next_step_that_is_told_works(
+    tmp_path: Path, served_index: Index, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("images", "captions"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=(5, 8)))
+    ask("index", "--data", f"{tmp_path}/images.npy,{tmp_path}/captions.npy", "--out", tmp_path / "index")
+    ask("index", "--out", tmp_path / "index", "--remove", "image:0")
+    for told in (capsys.readouterr().out, index_summary(served_index)):
+        ask(*shlex.split(told.rpartition(" or l2rm ")[2]))
+
+
+def test_the_same_numbers_of_other_arrays_are_other_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    first, second = (generator.normal(size=(n, 8)) for n in (5, 3))
+    for name, vectors in (("i", first), ("c", first), ("i2", second), ("c2", second)):
+        np.save(tmp_path / f"{name}.npy", vectors)
+    ask("index", "--data", f"{tmp_path}/i.npy,{tmp_path}/c.npy", "--out", tmp_path / "index")
+    for _ in range(2):
+        ask("index", "--out", tmp_path / "index", "--add", f"{tmp_path}/i2.npy,{tmp_path}/c2.npy")
+    assert "replaced" not in capsys.readouterr().out
+    index = Index(tmp_path / "index")
+    assert [index.hit("image", one, 0).name for one in index.items["image"].ids] == [f"image {n}" for n in range(11)]
+    assert index.search_vector(first[2], k=1)[0].id == 2
+    assert {hit.id for hit in index.search_vector(second[2], k=2)} == {7, 10}
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,19 @@ def test_vectors_without_a_model(dtype: str, tmp_path: Path) -> None:
         index.search_vector(np.zeros(7))
 
 
+@pytest.mark.parametrize("broken", ["images", "captions"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused(broken: str, value: float, tmp_path: Path) -> None:
+    for name in ("images", "captions"):
+        vectors = np.ones((4, 8), dtype=np.float32)
+        vectors[2, 3] = value if name == broken else 1
+        np.save(tmp_path / f"{name}.npy", vectors)
+    pairs = Pairs.read(f"{tmp_path}/images.npy,{tmp_path}/captions.npy")
+    with pytest.raises(InputError, match=rf"{broken}\.npy: row 2 \(from 0\) has a NaN or infinite value"):
+        Index.build(pairs, out=tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [

@@ -40,7 +40,8 @@ class Index(Command):
     split: str | None = None
     """Take this split of DATA only."""
     add: Annotated[str | None, arg(metavar="DATA")] = None
-    """Add these pairs; images that are there already, by name, are replaced with their captions."""
+    """Add these pairs; images that are there already, by the name that DATA give them, are replaced with their
+    captions."""
     remove: Annotated[tuple[str, ...], arg(metavar="ID")] = ()
     """Remove images, by name or as image:ID, with their captions; or single captions, as caption:ID."""
     compact: Flag = False

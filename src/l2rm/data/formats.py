@@ -150,6 +150,7 @@ def _read_precomp(folder: Path, prefix: str, *, image_root: str | Path | None, s
         captions=tuple(captions),
         features=features,
         source=str(path),
+        named=ids is not None,
     )
     if not bad.reasons:
         return pairs
@@ -209,6 +210,7 @@ def _read_embeddings(images: Path, captions: Path) -> Pairs:
         features=features,
         caption_features=caption_features,
         source=f"{images},{captions}",
+        named=False,
     )
 
 

@@ -43,6 +43,8 @@ class Pairs:
         trusted: (rows,) which rows a person decided to be matched (`l2rm.data.decided`); None where nobody did.
         source: What messages call this table.
         left_out: Rows that it does not hold, as they could not be used (`skip_bad`).
+        named: Whether the source names its images; if not, `images` only count them ("image 0"), and the same name in
+            another source is another image.
 
     Raises:
         InputError: Columns of different lengths, an image number out of range, a pair id used twice.
@@ -67,6 +69,7 @@ class Pairs:
     trusted: NDArray[np.bool_] | None = None
     source: str = "pairs"
     left_out: tuple[LeftOut, ...] = ()
+    named: bool = True
 
     def __post_init__(self) -> None:
         if not self.pair_ids:

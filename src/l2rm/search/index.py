@@ -19,7 +19,7 @@ from l2rm.search.approximate import HELD_QUERIES, Approximate, Lists, build
 from l2rm.search.find import Finder
 from l2rm.search.items import Items, image_file
 from l2rm.search.queries import Asked, Hit, Query
-from l2rm.search.rows import KeptRows, VectorRows
+from l2rm.search.rows import KeptRows, VectorRows, counted_on
 from l2rm.search.storage import (
     KINDS,
     Kind,
@@ -233,6 +233,7 @@ class Index:
     def add(self, pairs: Pairs) -> int:
         """Add images and their captions; an image that is there already, by its name, is replaced with its captions.
 
+        Images that their source only counts ("image 0") replace none; they are counted on where that name is taken.
         What is there stays as it is: the new items become a segment of their own, searched exactly.
 
         Returns:
@@ -243,6 +244,8 @@ class Index:
         """
         with changing(self.folder):
             self._reopen()
+            if not pairs.named:
+                pairs = replace(pairs, images=counted_on(pairs.images, self.items["image"].column("name").tolist()))
             rows: Rows = VectorRows(pairs) if self.manifest.fingerprint is None else self.encoder.rows(pairs)
             dim = getattr(rows, "dim", self.manifest.dim)
             if dim != self.manifest.dim:

@@ -1,6 +1,6 @@
 """What segments are written from besides a model's encodings: vectors as they are, and items that are kept."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ class VectorRows:
     """Pairs whose features and caption features are vectors of one space; they are taken at length 1.
 
     Raises:
-        InputError: one of the two is missing, has regions, or another dimension than the other.
+        InputError: one of the two is missing, has regions, a value that is not finite, or another dimension than the
+            other.
     """
 
     def __init__(self, pairs: Pairs) -> None:
@@ -41,6 +42,8 @@ class VectorRows:
                 f"{pairs.source}: image vectors {images.shape[1:]} and caption vectors {captions.shape[1:]} are not of "
                 "one space; give a --model that was trained on them"
             )
+        images.check()
+        captions.check()
         self.names, self.captions, self.pair_ids = pairs.images, pairs.captions, pairs.pair_ids
         self.image_of, self.roots = pairs.image_of, roots_of(pairs)
         self.dim = images.dim
@@ -51,6 +54,21 @@ class VectorRows:
 
     def caption_vectors(self) -> Iterable[NDArray[np.float32]]:
         return _blocks(self._captions)
+
+
+def counted_on(names: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
+    """Names that end in a number each, after the same beginning; counted on from those taken if one of them is.
+
+    Example:
+        >>> counted_on(["image 0", "image 1"], ["image 0", "image 4"]), counted_on(["dev/0"], ["train/0"])
+        (('image 5', 'image 6'), ('dev/0',))
+    """
+    if set(taken).isdisjoint(names):
+        return tuple(names)
+    start = names[0].rstrip("0123456789")
+    ends = [name.removeprefix(start) for name in taken if name.startswith(start)]
+    offset = 1 + max(int(end) for end in ends if end.isascii() and end.isdecimal())
+    return tuple(f"{start}{offset + int(name.removeprefix(start))}" for name in names)
 
 
 def _blocks(features: Features) -> Iterable[NDArray[np.float32]]:
