@@ -17,6 +17,7 @@ from l2rm.auditing.issues import find_issues
 from l2rm.auditing.near_duplicates import find_near_duplicates
 from l2rm.auditing.pictures import thumbnail
 from l2rm.auditing.report import _ranks_by_powers, percent, worst_pairs
+from l2rm.encoders.pixels import decode
 from l2rm.evaluation.metrics import evaluate_scores
 from l2rm.rematching.ranks import RankMixture
 
@@ -209,6 +210,13 @@ def test_thumbnail_of_any_mode(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new(mode, (20, 20)).save(path)
     assert (thumbnail(path) or "").startswith("data:image/webp")
+
+
+def test_thumbnail_of_16_bits_is_as_bright_as_what_the_encoder_sees(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((20, 20), 100 * 257, dtype=np.uint16)).save(path)
+    small = Image.open(io.BytesIO(base64.b64decode((thumbnail(path) or "").partition(",")[2])))
+    assert abs(int(np.asarray(small.convert("L")).mean()) - int(decode(path, 8).mean())) <= 2
 
 
 def test_what_is_no_picture_has_no_thumbnail(tmp_path: Path) -> None:

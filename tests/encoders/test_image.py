@@ -177,6 +177,21 @@ def test_one_file_under_two_names(tmp_path: Path) -> None:
     assert colours(encode(pairs, encoder="mean-colour", grid=1, progress=False)) == [1, 1, 0]
 
 
+def test_a_broken_file_under_two_names(tmp_path: Path) -> None:
+    made(tmp_path / "images", count=2)
+    (tmp_path / "images" / "bad.png").write_text("no image")
+    pairs = Pairs(
+        images=("bad.png", "1.png", "./bad.png", "0.png"),
+        image_of=np.arange(4),
+        captions=("a", "b", "c", "d"),
+        image_root=tmp_path / "images",
+    )
+    for _ in range(2):
+        found = encode(pairs, encoder="mean-colour", grid=1, skip_bad=True, progress=False)
+        assert colours(found) == [1, 0]
+        assert [one.row for one in found.left_out] == ["0", "2"]
+
+
 def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     encode(made(tmp_path / "images"), encoder="mean-colour", grid=1, progress=False)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
-from l2rm.encoders.pixels import UndecodableImageError, decode
+from l2rm.auditing.pictures import thumbnail
+from l2rm.auditing.thumbnails import small_webp
+from l2rm.encoders.pixels import UndecodableImageError, decode, told_if_broken
 
 
 def saved(image: Image.Image, path: Path, **options: object) -> Path:
@@ -146,3 +148,26 @@ def test_what_does_not_decode_says_why(tmp_path: Path) -> None:
             decode(path, 8)
         assert "\n" not in str(error.value)
         assert str(tmp_path) not in str(error.value), "the caller names the file"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_broken_avif_does_not_decode(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path / "a.avif")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start : start + 40] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError), Image.open(path) as picture:
+        picture.load()
+    with pytest.raises(UndecodableImageError, match="decode"):
+        decode(path, 8)
+    assert thumbnail(path) is None
+    with pytest.raises(UndecodableImageError):
+        small_webp(path, 8)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Failed to decode image: Out of memory")])
+def test_memory_that_runs_out_says_nothing_about_the_file(error: Exception) -> None:
+    with pytest.raises(MemoryError), told_if_broken():
+        raise error

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from l2rm.data.packed import open_file
-from l2rm.errors import InputError
+from l2rm.encoders.pixels import UndecodableImageError, on_white, told_if_broken
 
 THUMBNAIL = 160
 # Written into the SVG by Matplotlib, then replaced by the variables of the page's style sheet, so that one picture
@@ -35,13 +35,13 @@ def thumbnail(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        with warnings.catch_warnings(), open_file(path) as file, Image.open(file) as picture:
+        with told_if_broken(), warnings.catch_warnings(), open_file(path) as file, Image.open(file) as picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
             small = ImageOps.exif_transpose(picture)
-            small = small.convert("RGBA" if small.has_transparency_data else "RGB")
+            small = small.convert("RGBA") if small.has_transparency_data else on_white(small)
             small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except (OSError, ValueError, SyntaxError, InputError, UnidentifiedImageError, Image.DecompressionBombError):
+    except UndecodableImageError:
         return None
     encoded = io.BytesIO()
     small.save(encoded, format="WEBP", quality=80, method=4)

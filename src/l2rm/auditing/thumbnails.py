@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from l2rm.encoders.pixels import UndecodableImageError, opened
+from l2rm.encoders.pixels import UndecodableImageError, opened, told_if_broken
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """Kinds of image that are read. Not EPS or PDF, which Pillow hands to other programs."""
@@ -19,9 +19,9 @@ def small_webp(path: Path, side: int) -> bytes:
     """
     try:
         known = [name for name in FORMATS if name in Image.OPEN or Image.init()]
-        with Image.open(path, formats=[name for name in known if name in Image.OPEN]):
+        with told_if_broken(), Image.open(path, formats=[name for name in known if name in Image.OPEN]):
             pass
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UndecodableImageError as error:
         raise UndecodableImageError("no image that is shown") from error
     picture = opened(path, side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -130,10 +130,9 @@ def encode_files(
         with store.writing(), warnings.catch_warnings():
             # Pillow's warnings about files that decode all the same would end up between the lines of the progress bar.
             warnings.simplefilter("ignore")
-            missing = {stamp: image for image, stamp in stamps.items() if stamp not in store}
-            files = {stamp: paths[image] for stamp, image in missing.items()}
+            files = {stamp: paths[image] for image, stamp in stamps.items() if stamp not in store}
             failed = fill(store, files, *network(), stop_at_bad=not skip_bad, progress=progress, batch=batch, what=what)
-            bad |= {missing[stamp]: reason for stamp, reason in failed.items()}
+            bad |= {image: failed[stamp] for image, stamp in stamps.items() if stamp in failed}
         if bad and not skip_bad:
             raise _refusal(pairs, paths, bad)
     if bad:

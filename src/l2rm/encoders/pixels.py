@@ -1,7 +1,8 @@
 """An image file becomes the RGB square that an encoder takes, whatever kind of image it is."""
 
 import struct
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,7 @@ _BROKEN = (
     TypeError,
     OverflowError,
     ZeroDivisionError,
+    RuntimeError,  # AVIF
     struct.error,
     InputError,  # a tar file that was damaged since
     Image.DecompressionBombError,
@@ -70,17 +72,31 @@ def opened(path: Path | BinaryIO, size: int) -> Image.Image:
     Raises:
         UndecodableImageError: as `decode`.
     """
+    with (
+        told_if_broken(),
+        open_file(path) if isinstance(path, Path) else nullcontext(path) as file,
+        Image.open(file) as image,
+    ):
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UndecodableImageError(f"{width} × {height} pixels are too many")
+        image.draft(None, (2 * size, 2 * size))  # JPEG: decodes at a fraction of its size where that is enough
+        return on_white(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def told_if_broken() -> Iterator[None]:
+    """A block that reads an image file by Pillow, in which a broken one is told as such.
+
+    Raises:
+        UndecodableImageError: says why.
+        MemoryError: memory ran out, which says nothing about the file.
+    """
     try:
-        with (
-            open_file(path) if isinstance(path, Path) else nullcontext(path) as file,
-            Image.open(file) as image,
-        ):
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UndecodableImageError(f"{width} × {height} pixels are too many")
-            image.draft(None, (2 * size, 2 * size))  # JPEG: decodes at a fraction of its size where that is enough
-            return on_white(ImageOps.exif_transpose(image))
+        yield
     except _BROKEN as error:
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+            raise MemoryError(str(error)) from error
         raise UndecodableImageError(_why(error)) from error
 
 
