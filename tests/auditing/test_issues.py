@@ -1,5 +1,7 @@
 """Duplicates and captions of no information, planted and found, and what is none of them left alone."""
 
+import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +156,67 @@ def test_blocks_do_not_matter(pictures: Pairs, monkeypatch: pytest.MonkeyPatch) 
     assert parts is not None
     np.testing.assert_array_equal(whole.is_issue, parts.is_issue)
     np.testing.assert_allclose(whole.score, parts.score, atol=1e-6)
+
+
+@pytest.mark.parametrize("featured", [False, True])
+def test_groups_are_those_of_a_plain_loop(featured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l2rm.auditing.near_duplicates.BLOCK", 7)
+    generator = np.random.default_rng(1)
+    colours, kind = generator.integers(0, 200, size=(12, 3)), generator.integers(12, size=60)
+    colours[1], colours[2] = colours[0] + 4, colours[0] + 8  # near one another in a row, the ends are not
+    shades = colours[kind] + generator.integers(2, size=60)[:, None]
+    for number, shade in enumerate(shades):
+        Image.new("RGB", (16, 16), tuple(shade.tolist())).save(tmp_path / f"{number}.png")
+    pairs = table(*map(str, range(60)))
+    pairs = replace(pairs, images=tuple(f"{number}.png" for number in range(60)), image_root=tmp_path)
+    vectors = generator.normal(size=(12, 16))
+    vectors[1:3] = vectors[0]
+    if featured:
+        pairs = replace(pairs, features=Features(array=vectors[kind]))
+    found = find_near_duplicates(pairs)
+    assert found is not None
+    near = np.sqrt(((shades[:, None] - shades[None]) ** 2).mean(-1)) / 255 <= 0.02
+    if featured:
+        near &= (vectors[kind][:, None] == vectors[kind]).all(axis=-1)
+    reached = np.linalg.matrix_power(near.astype(float), 60) > 0
+    first = reached.argmax(axis=1)
+    np.testing.assert_array_equal(found.group, np.unique(first, return_inverse=True)[1])
+    np.testing.assert_array_equal(found.is_issue, reached.sum(axis=1) > 1)
+
+
+def test_a_thousand_copies_are_no_million_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l2rm.auditing.near_duplicates.BLOCK", 64)
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(1000, 8)).astype(np.float32)
+    vectors[::2][:400] = vectors[0]
+    pairs = replace(table(*map(str, range(1000))), features=Features(array=vectors))
+    tracemalloc.start()
+    found = find_near_duplicates(pairs)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert np.bincount(found.group)[0] >= 400
+    assert peak < 2e6
+
+
+def test_copies_of_a_file_are_not_compared(pictures: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pictures.image_root is not None
+    for number in range(10):
+        shutil.copy(pictures.image_root / "15.jpg", pictures.image_root / f"{number}.jpg")
+    vectors = np.random.default_rng(0).normal(size=(23, 16))
+    vectors[:10] = vectors[15]
+    monkeypatch.setattr("l2rm.auditing.near_duplicates._thumbnails", None)
+    found = find_near_duplicates(replace(pictures, features=Features(array=vectors)))
+    assert found is not None
+    assert np.flatnonzero(found.is_issue).tolist() == [*range(10), 15]
+
+
+def test_copies_are_found_where_most_pictures_have_one() -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 32)).repeat([4] * 30 + [1] * 10, axis=0)
+    vectors *= np.random.default_rng(1).uniform(1, 9, size=(130, 1))
+    found = find_near_duplicates(replace(table(*map(str, range(130))), features=Features(array=vectors)))
+    assert found is not None
+    np.testing.assert_array_equal(found.group, np.arange(40).repeat([4] * 30 + [1] * 10))
 
 
 def test_issues_become_columns_and_groups(pictures: Pairs) -> None:

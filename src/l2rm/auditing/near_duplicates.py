@@ -27,6 +27,8 @@ NEAR = 0.13
 """Part of the median distance between nearest neighbours below which features are those of near-duplicates."""
 ALIKE = 0.6
 """The same for pictures whose pixels are then looked at."""
+ROUNDING = 1e-6
+"""Distance up to which features are the same, even where most pictures have a copy and the median says nothing."""
 SIDE = 16
 """Pixels along each side of the thumbnails that are compared."""
 PIXELS = 0.02
@@ -71,29 +73,31 @@ def find_near_duplicates(pairs: Pairs, *, progress: bool = False) -> NearDuplica
         return None
     n, has_files = pairs.n_images, pairs.image_root is not None
     features = None if isinstance(pairs.features, Pictures) else pairs.features
-    edges = _same_files(pairs) if has_files else []
+    group = _same_files(pairs) if has_files else np.arange(n)
+    kept = group == np.arange(n)  # one of each file: what is near to it is near to its copies
     score = np.ones(n)
     if n <= MOST and features is not None:
         vectors = _of_features(features)
         nearest = _nearest(vectors, n, progress)
         typical = float(np.median(nearest))
-        alike = np.flatnonzero(nearest <= (ALIKE if has_files else NEAR) * typical)
-        close = _edges(vectors, alike, (ALIKE if has_files else NEAR) * typical)
-        edges += _of_same_pixels(pairs, close, progress) if has_files else close
+        limit = max((ALIKE if has_files else NEAR) * typical, ROUNDING)
+        alike = np.flatnonzero(kept & (nearest <= limit))
+        close = _within(vectors, limit)
+        group = _joined_by_pixels(group, pairs, alike, close, progress) if has_files else _joined(group, alike, close)
         score = nearest / (nearest + typical) if typical > 0 else (nearest > 0).astype(np.float64)
     elif n <= MOST:
         vectors = _thumbnails(pairs, np.arange(n), progress)
         nearest = _nearest(vectors, n, progress)
-        edges += _edges(vectors, np.flatnonzero(nearest <= PIXELS**2 / 2), PIXELS**2 / 2)
+        group = _joined(group, np.flatnonzero(kept & (nearest <= PIXELS**2 / 2)), _within(vectors, PIXELS**2 / 2))
         score = np.clip(np.sqrt(2 * nearest), 0, 1)
-    ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
-    group = connected_components(graph, directed=False)[1].astype(np.int64)
+    group = np.unique(group, return_inverse=True)[1].astype(np.int64)
     is_issue = np.bincount(group)[group] > 1
     return NearDuplicates(group=group, is_issue=is_issue, score=np.where(is_issue, np.minimum(score, 0.1), score))
 
 
 Vectors = Callable[[NDArray[np.int64]], Tensor]
+Close = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+"""Which of some pictures (R,) are close to which of others (C,): (R, C)."""
 
 
 def _of_features(features: Features) -> Vectors:
@@ -124,18 +128,24 @@ def _thumbnails(pairs: Pairs, images: NDArray[np.int64], progress: bool) -> Vect
     return lambda index: torch.from_numpy(pixels[place[index]])
 
 
-def _of_same_pixels(pairs: Pairs, close: list[tuple[int, int]], progress: bool) -> list[tuple[int, int]]:
-    """Those of some pairs of pictures whose thumbnails are the same."""
-    if not close:
-        return []
-    ends = np.array(close)
-    vectors = _thumbnails(pairs, np.unique(ends), progress)
-    same = []
-    for start in range(0, len(ends), BLOCK):
-        some = ends[start : start + BLOCK]
-        difference = (vectors(some[:, 0]) - vectors(some[:, 1])).square().sum(1)
-        same += [(int(a), int(b)) for a, b in some[(difference <= PIXELS**2).numpy()]]
-    return same
+def _joined_by_pixels(
+    group: NDArray[np.int64], pairs: Pairs, images: NDArray[np.int64], close: Close, progress: bool
+) -> NDArray[np.int64]:
+    """`_joined` by those that are close and whose thumbnails are the same; no others become thumbnails."""
+    together = _joined(np.arange(len(group)), images, close)
+    images = images[np.bincount(together, minlength=len(group))[together[images]] > 1]
+    if not len(images):
+        return group
+    thumbnails = _thumbnails(pairs, images, progress)
+    same = _within(lambda index: thumbnails(index).double(), PIXELS**2 / 2)
+
+    def both(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = close(rows, columns)
+        a, b = found.any(axis=1), found.any(axis=0)
+        found[np.ix_(a, b)] &= same(rows[a], columns[b])
+        return found
+
+    return _joined(group, images, both)
 
 
 def _nearest(vectors: Vectors, n: int, progress: bool) -> NDArray[np.float64]:
@@ -163,17 +173,30 @@ def _nearest(vectors: Vectors, n: int, progress: bool) -> NDArray[np.float64]:
     return nearest
 
 
-def _edges(vectors: Vectors, images: NDArray[np.int64], limit: float) -> list[tuple[int, int]]:
-    """Pairs of the given pictures that are no further apart than `limit`."""
-    found: list[tuple[int, int]] = []
+def _within(vectors: Vectors, limit: float) -> Close:
+    """Close is what is no further apart than `limit`."""
+    return lambda rows, columns: (_distance(vectors(rows), vectors(columns)) <= limit).numpy()
+
+
+def _joined(group: NDArray[np.int64], images: NDArray[np.int64], close: Close) -> NDArray[np.int64]:
+    """Groups, named by the first of each, when those of the given pictures that are close are joined, too.
+
+    Of a block only pairs across groups count, so that thousands of copies of one picture are no millions of pairs.
+    """
     for start in range(0, len(images), BLOCK):
         rows = images[start : start + BLOCK]
-        here = vectors(rows)
         for begin in range(start, len(images), BLOCK):
             columns = images[begin : begin + BLOCK]
-            near = (_distance(here, vectors(columns)) <= limit).nonzero().numpy()
-            found += [(int(rows[a]), int(columns[b])) for a, b in near if rows[a] < columns[b]]
-    return found
+            across = close(rows, columns) & (group[rows][:, None] != group[columns])
+            a, b = across.nonzero()
+            if not len(a):
+                continue
+            ends = group[rows[a]], group[columns[b]]
+            graph = coo_matrix((np.ones(len(a), dtype=np.bool_), ends), shape=(len(group), len(group)))
+            found = connected_components(graph, directed=False)[1]
+            first = np.unique(found, return_index=True)[1]
+            group = first[found[group]]
+    return group
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
@@ -182,8 +205,8 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
     return torch.nan_to_num(squares - one @ other.T, nan=torch.inf)
 
 
-def _same_files(pairs: Pairs) -> list[tuple[int, int]]:
-    """Pictures whose files have the same content, each with the first of its kind; only files of one size are read."""
+def _same_files(pairs: Pairs) -> NDArray[np.int64]:
+    """(images,) the first picture whose file has the same content as this one's; only files of one size are read."""
     paths = [pairs.image_path(image) for image in range(pairs.n_images)]
     by_size: dict[int, list[int]] = {}
     for image, path in enumerate(paths):
@@ -191,13 +214,11 @@ def _same_files(pairs: Pairs) -> list[tuple[int, int]]:
             assert path is not None
             by_size.setdefault(file_state(path).st_size, []).append(image)
     first: dict[bytes, int] = {}
-    edges = []
+    owner = np.arange(pairs.n_images)
     for images in by_size.values():
         for image in images if len(images) > 1 else ():
-            owner = first.setdefault(_digest(paths[image]), image)
-            if owner != image:
-                edges.append((owner, image))
-    return edges
+            owner[image] = first.setdefault(_digest(paths[image]), image)
+    return owner
 
 
 def _digest(path: Path | None) -> bytes:
