@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -194,6 +196,24 @@ def test_files_that_are_no_pictures_are_not_shown(client: Client, folder: Path) 
     for number in range(2, 8):
         expected = 200 if number == 6 else 404
         assert client.http.get(f"/review/api/images/{number}").status_code == expected, number
+
+
+def test_pictures_within_shards_are_shown(reviewed: ModuleType, tmp_path: Path) -> None:
+    folder = reviewed.write_audit(tmp_path / "audit", rows=4)
+    shard = folder / "images" / "0.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(folder / "images" / "picture 0.png", "0.png")
+    table = pq.read_table(folder / "audit.parquet").drop(["image"])
+    names = pa.array(["0.tar/1.png", "0.tar/1.png", "0.tar/0.png", "0.tar/0.png"])
+    pq.write_table(table.append_column("image", names), folder / "audit.parquet")
+    facts = json.loads((folder / "audit.json").read_text())
+    (folder / "audit.json").write_text(json.dumps(facts | {"images": ["0.tar/0.png", "0.tar/1.png"]}))
+    with reviewed.served(folder) as address:
+        http = Client(address).http
+        assert Image.open(io.BytesIO(http.get("/review/api/images/0").content)).size == (60, 40)
+        assert http.get("/review/api/images/1").status_code == 404
+        shard.write_bytes(shard.read_bytes()[:700])
+        assert http.get("/review/api/images/0", params={"size": "small"}).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["images/60", "images/-1", "images/..%2f..%2faudit.parquet", "pairs/120", "pairs/-1"])
