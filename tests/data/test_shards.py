@@ -114,6 +114,24 @@ def test_pictures_in_tar_files_are_pictures_everywhere(tmp_path: Path) -> None:
     assert file_state(tmp_path / "0.tar" / "0.png").st_size == len(as_png(colours[0]))
 
 
+def test_tables_made_of_pictures_in_shards_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        members = {f"{row}.png": as_png((9 * row, number, 0)) for row in range(5)}
+        packed(tmp_path / "sh" / f"{number}.tar", members | {f"{row}.txt": b"words %d" % row for row in range(5)})
+    source, out = str(tmp_path / "sh" / "*.tar"), tmp_path / "noisy.csv"
+    assert main(["corrupt", source, "--ratio", "0.4", "--level", "image", "--out", str(out)]) == 0
+    assert f"--image-root {tmp_path / 'sh'}" in capsys.readouterr().out
+    noisy = Pairs.read(out, image_root=tmp_path / "sh")
+    assert sorted(noisy.images) == sorted(Pairs.read(source).images)
+    assert noisy.is_mismatched is not None
+    assert noisy.is_mismatched.sum() == 3  # of the eight of the train split
+    out.write_text("image,caption\n0.tar/0.png,a\n0.tar/9.png,b\n2.tar/0.png,c\n0.tar,d\n1.tar/4.png,e\n")
+    assert Pairs.read(out, image_root=tmp_path / "sh", skip_bad=True).captions == ("a", "d", "e")
+    cut(tmp_path / "sh" / "1.tar")
+    with pytest.raises(InputError, match=r"1\.tar: is cut off"):
+        Pairs.read(out, image_root=tmp_path / "sh", skip_bad=True)
+
+
 def test_training_on_shards_is_training_on_the_same_arrays(tmp_path: Path, tiny: list[str]) -> None:
     generator = np.random.default_rng(2)
     images = generator.normal(size=(60, 8)).astype(np.float32)

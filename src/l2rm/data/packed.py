@@ -127,7 +127,7 @@ def split_path(path: Path) -> tuple[Path, str] | None:
     if f"{TAR}{os.sep}" not in str(path):
         return None
     for place, part in enumerate(path.parts[:-1]):
-        if part.endswith(TAR) and (archive := Path(*path.parts[: place + 1])).is_file():
+        if part.endswith(TAR) and os.path.isfile(archive := Path(*path.parts[: place + 1])):
             return archive, "/".join(path.parts[place + 1 :])
     return None
 
@@ -151,6 +151,21 @@ def file_state(path: Path) -> FileState:
         return FileState(st_size=state.st_size, st_mtime_ns=state.st_mtime_ns)
     _, size = _member(*inside)
     return FileState(st_size=size, st_mtime_ns=inside[0].stat().st_mtime_ns)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, or such a member of a tar file.
+
+    Raises:
+        InputError: the tar file is damaged.
+    """
+    if (inside := split_path(path)) is None:
+        return os.path.isfile(path)
+    try:
+        _member(*inside)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def open_file(path: Path) -> BinaryIO:
