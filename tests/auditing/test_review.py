@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from l2rm.auditing.exports import export
+from l2rm.auditing.folder import AuditFolder
+from l2rm.auditing.queue import ReviewQueue
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed: pip install -e '.[test]'")
 
@@ -165,6 +170,35 @@ def test_exports(client: Client, folder: Path, tmp_path: Path) -> None:
     expected[moved["row"]] = moved["suggested"]["image"]
     np.testing.assert_array_equal(index, expected)
     assert "2 dropped pairs or new captions" in client.export(what="index", undecided="keep").headers["l2rm-note"]
+
+
+def test_a_filter_selects_what_webdataset_reads(reviewed: ModuleType, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="the extra webdataset is not installed")
+    folder = reviewed.write_audit(tmp_path / "audit", rows=6)  # of which 3 are kept
+    images = [f"{shard}.tar/{key}.png" for shard in "01" for key in (f"{shard}1", f"{shard}2", "same")]
+    for shard in "01":
+        with tarfile.open(tmp_path / f"shop-{shard}.tar", "w") as tar:
+            for image in images:
+                if image.startswith(shard):
+                    tar.addfile(tarfile.TarInfo(image.partition("/")[2]), io.BytesIO())
+    table = pq.read_table(folder / "audit.parquet")
+    decisions = pa.array(["keep", "drop", "drop", "keep", "rematch", "keep"])
+    for name, cells in (("image", pa.array(images)), ("decision", decisions)):
+        table = table.set_column(table.column_names.index(name), name, cells)
+    pq.write_table(table, folder / "audit.parquet")
+    (folder / "audit.json").unlink()
+    queue = ReviewQueue(AuditFolder.open(folder))
+    told = export(queue, "filter", tmp_path / "keep.txt")
+    assert told.rows == 2
+    assert "1 rematched pairs are not listed; 1 that stay share a key" in told.note
+    document = (Path(__file__).parents[2] / "docs/review.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    for name in ("keep.txt", "shop-"):
+        snippet = snippet.replace(name, str(tmp_path / name))
+    snippet = snippet.replace("{0000..0099}", "{0..1}")
+    known = {"webdataset": webdataset}
+    exec(compile(snippet, "docs/review.md", "exec"), known)
+    assert [sample["__key__"] for sample in known["dataset"]] == ["01", "11"]
 
 
 def test_an_index_needs_to_know_how_images_are_counted(reviewed: ModuleType, tmp_path: Path) -> None:
@@ -378,8 +412,6 @@ def test_a_killed_server_forgets_nothing_that_it_answered(folder: Path) -> None:
         server.send_signal(signal.SIGKILL)
         server.wait()
         client.http.close()
-    from l2rm.auditing.folder import AuditFolder
-    from l2rm.auditing.queue import ReviewQueue
 
     queue = ReviewQueue(AuditFolder.open(folder))
     assert {row: choice.verdict for row, choice in queue.decisions().items()} == answered

@@ -114,6 +114,14 @@ def test_pictures_in_tar_files_are_pictures_everywhere(tmp_path: Path) -> None:
     assert file_state(tmp_path / "0.tar" / "0.png").st_size == len(as_png(colours[0]))
 
 
+def test_members_may_begin_with_the_folder_they_were_packed_in(tmp_path: Path) -> None:
+    packed(tmp_path / "0.tar", {"./a/0.png": as_png((0, 0, 255)), "./a/0.txt": b"blue"})
+    pairs = Pairs.read(tmp_path / "0.tar")
+    path = pairs.image_path(0)
+    assert path is not None
+    assert decode(path, 3)[0, 0].tolist() == [0, 0, 255]
+
+
 def test_tables_made_of_pictures_in_shards_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (0, 1):
         members = {f"{row}.png": as_png((9 * row, number, 0)) for row in range(5)}

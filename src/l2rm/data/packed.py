@@ -180,10 +180,11 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def _member(archive: Path, name: str) -> tuple[int, int]:
-    try:
-        return _archive(archive, archive.stat().st_mtime_ns).members[name]
-    except KeyError:
-        raise FileNotFoundError(2, "no such member of the tar file", name) from None
+    members = _archive(archive, archive.stat().st_mtime_ns).members
+    for stored in (name, f"./{name}"):  # a Path has lost the beginning that `tar cf 0.tar .` gives
+        if stored in members:
+            return members[stored]
+    raise FileNotFoundError(2, "no such member of the tar file", name)
 
 
 @lru_cache(maxsize=_OPEN)

@@ -92,6 +92,18 @@ def _has_embeddings(path: Path) -> bool:
         return False  # whoever reads it as a table says what is wrong with it
 
 
+def sample_of(image: str) -> tuple[str, str]:
+    """The shard that an image's name leads into, "" if none, and the key that the WebDataset library gives its sample.
+
+    Example:
+        >>> sample_of("00000.tar/a/000012.rgb.jpg"), sample_of("000012.jpg")
+        (('00000.tar', 'a/000012'), ('', '000012'))
+    """
+    before, inside, member = image.partition(f"{TAR}/")
+    folder, slash, last = (member if inside else image).rpartition("/")
+    return before + TAR if inside else "", folder + slash + (last.split(".")[0] or last)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
     """The rows of one or several shards.
