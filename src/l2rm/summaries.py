@@ -140,7 +140,7 @@ def shards_summary(audit: "ShardsAudit") -> str:
         f"keep {counts['keep']:,}, rematch {counts['rematch']:,}, drop {counts['drop']:,}",
     ]
     if counts["left_out"]:
-        lines.append(f"left out as unusable: {counts['left_out']:,}")
+        lines.append(f"left out as unusable: {counts['left_out']:,} rows, listed in left_out.csv")
     if audit.detection is not None:
         lines.append(f"against the truth: AUROC {audit.detection.auroc:.4f}, F1 {audit.detection.f1:.4f}")
     return "\n".join(lines)

@@ -1,10 +1,13 @@
 """An audit of shards is the audit of all their pairs; what stops it costs the shard that was in work."""
 
+import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -175,6 +178,43 @@ def test_bad_shards(tmp_path: Path, here: Engine) -> None:
     }
     for name, (columns, told) in cases.items():
         refused(tmp_path / name, columns, told, tmp_path / f"out {name}", here)
+
+
+def test_bad_rows_are_left_out_counted_and_listed(
+    make_shards: Callable[..., Path], here: Engine, tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path / "shards", pairs=300, per_shard=150)
+    table = pq.read_table(folder / "001.parquet")
+    captions = table["caption"].to_pylist()
+    captions[7] = None
+    pq.write_table(table.set_column(table.column_names.index("caption"), "caption", [captions]), folder / "001.parquet")
+    with pytest.raises(InputError, match=r"001\.parquet:row 8: caption is NoneType"):
+        audit_shards(folder, tmp_path / "strict", ShardsConfig(), here)
+    result = audit_shards(folder, tmp_path / "audit", ShardsConfig(skip_bad=True), here)
+    assert (result.counts["pairs"], result.counts["left_out"]) == (299, 1)
+    told = list(csv.DictReader((tmp_path / "audit" / "left_out.csv").open()))
+    assert told == [{"row": "001.parquet:row 8", "image": "157.jpg", "reason": "caption is NoneType, not a text"}]
+    assert captions[8] in tables(tmp_path / "audit")["caption"].to_pylist()
+
+
+def test_samples_that_are_left_out_of_tar_files_are_counted(here: Engine, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row in range(20):
+            vector = generator.normal(size=4).astype(np.float32)
+            for ending in ("image.npy", "caption.npy", "json"):
+                file = io.BytesIO()
+                if ending == "json":
+                    file.write(b"[]" if row == 3 else b"{}")
+                else:
+                    np.save(file, vector)
+                info = tarfile.TarInfo(f"{row}.{ending}")
+                info.size = file.tell()
+                file.seek(0)
+                tar.addfile(info, file)
+    result = audit_shards(tmp_path / "0.tar", tmp_path / "audit", ShardsConfig(skip_bad=True), here)
+    assert (result.counts["pairs"], result.counts["left_out"]) == (19, 1)
+    assert "0/3" in (tmp_path / "audit" / "left_out.csv").read_text()
 
 
 def test_an_engine_that_is_none() -> None:

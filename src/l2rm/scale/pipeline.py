@@ -16,6 +16,7 @@ from l2rm.auditing.check import checked_probability
 from l2rm.auditing.evidence import draw_negatives
 from l2rm.auditing.folder import FORMAT, TABLE, mixture_facts
 from l2rm.data.shards import find_shards
+from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, measure_detection
 from l2rm.files import written_whole
@@ -27,7 +28,7 @@ from l2rm.scale.engine import Engine
 from l2rm.scale.stages import GROUP, Decide, Judge, Sample, Search, Suggest
 from l2rm.scale.vectors import Embed, Whole, file_of
 
-CONFIG, FACTS, TABLES, WORK = "config.json", "audit.json", "audit", "work"
+CONFIG, FACTS, LEFT_OUT, TABLES, WORK = "config.json", "audit.json", "left_out.csv", "audit", "work"
 FITTED = 10_000_000
 """Losses that the mixture is fitted to, at most: of more, that many are drawn."""
 REVIEWED = 1_000_000
@@ -211,8 +212,8 @@ class _Run:
 
     # --------------------------------------------------------------------------------------------------------- stages
 
-    def embedded(self, device: str) -> tuple[Whole, int]:
-        """All shards as one data set, and how many samples were left out."""
+    def embedded(self, device: str) -> tuple[Whole, list[dict[str, str]]]:
+        """All shards as one data set, and the samples that were left out: row, image and reason of each."""
         config, folder = self.config, self.work / "vectors"
         embed = Embed(
             shards=self.shards,
@@ -232,7 +233,7 @@ class _Run:
         whole = Whole(folder=folder, starts=starts, shared=self._shared(folder, told))
         if whole.n_images < 2:
             raise InputError(f"{self.source}: one image; it takes two images to compare")
-        return whole, sum(one["left_out"] for one in told)
+        return whole, [row for one in told for row in one["left_out"]]
 
     def _shared(self, folder: Path, told: list[dict[str, Any]]) -> tuple[Path, Path] | None:
         """Rows of one image's name share an image, numbered as it first appears; None where names are all distinct."""
@@ -321,7 +322,7 @@ class _Run:
         probability: NDArray[np.float64],
         mixture: BetaMixture,
         partners: _Partners,
-        left_out: int,
+        left_out: list[dict[str, str]],
     ) -> ShardsAudit:
         """Tables of all shards, and the counts."""
         config = self.config
@@ -335,7 +336,7 @@ class _Run:
             **vars(partners),
         )
         self._do(stage, len(self.shards), "writing tables")
-        counts = {"pairs": len(whole), "images": whole.n_images, "left_out": left_out}
+        counts = {"pairs": len(whole), "images": whole.n_images, "left_out": len(left_out)}
         counts["mismatched"] = int((probability < config.keep_threshold).sum())
         confidence, image = np.load(partners.confidence), np.load(partners.image)
         counts["keep"] = len(whole) - counts["mismatched"]
@@ -357,6 +358,8 @@ class _Run:
             "mismatch_ratio": mixture.mismatch_ratio,
             "detection": None if detection is None else asdict(detection),
         }
+        if left_out:
+            write_table(self.folder / LEFT_OUT, {name: [one[name] for one in left_out] for name in left_out[0]})
         with written_whole(self.folder / FACTS) as beside:
             beside.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(self.work)

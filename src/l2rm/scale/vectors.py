@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2rm.data.shards import PARQUET, parquet_rows, parquet_texts, read_samples, unpack_embeddings
+from l2rm.data.pairs import LeftOut
+from l2rm.data.parquet import PARQUET, ParquetRows, unpack_embeddings
+from l2rm.data.shards import read_samples
 from l2rm.data.tables import BadRows
 from l2rm.encoders.pixels import UndecodableImageError
 from l2rm.encoders.towers import l2_normalise
@@ -66,8 +68,9 @@ class Embed:
         captions = file_of(self.folder, number, "-captions.npy")
         with written_whole(images) as one, written_whole(captions) as two:
             if shard.suffix == PARQUET:
-                texts, left_out = parquet_texts(shard), 0
-                unpack_embeddings([shard], parquet_rows(shard), one, two)
+                part = ParquetRows.find(shard, skip_bad=self.skip_bad)
+                texts, left_out = part.texts, part.left_out
+                unpack_embeddings([part], one, two)
             else:
                 texts, left_out = self._packed(shard, one, two)
             rows, dim = _checked(shard, one, two)
@@ -82,10 +85,11 @@ class Embed:
             with written_whole(file_of(self.folder, number, "-keys.npy")) as beside:
                 np.save(beside, np.array([_key(name) for name in texts["image"]], dtype=np.uint64))
         with written_whole(self.record(number)) as beside:
-            beside.write_text(json.dumps({"rows": rows, "dim": dim, "left_out": left_out, "columns": list(known)}))
+            told = {"rows": rows, "dim": dim, "left_out": [asdict(one) for one in left_out], "columns": list(known)}
+            beside.write_text(json.dumps(told))
 
-    def _packed(self, shard: Path, images: Path, captions: Path) -> tuple[dict[str, list[str]], int]:
-        """Write the arrays of a tar file; its texts, and how many samples were left out."""
+    def _packed(self, shard: Path, images: Path, captions: Path) -> tuple[dict[str, list[str]], tuple[LeftOut, ...]]:
+        """Write the arrays of a tar file; its texts, and the samples that were left out."""
         samples = read_samples([shard], skip_bad=self.skip_bad)
         texts = samples.columns
         if samples.images is not None and samples.captions is not None:
@@ -93,20 +97,26 @@ class Embed:
                 raise InputError(f"{shard}: holds regions; embeddings are one vector each")
             np.save(images, samples.images.array[:])
             np.save(captions, samples.captions.array[:])
-            return texts, 0
+            return texts, samples.left_out
         if samples.images is not None or samples.captions is not None:
             raise InputError(f"{shard}: holds embeddings of one kind only; pack KEY.image.npy and KEY.caption.npy")
         if self.encoder is None:
             raise InputError(
                 f"{shard}: holds pictures; give a model that embeds them and their captions (--encoder NAME)"
             )
-        good, found = _encoded(shard, texts, self.encoder, self.device, self.skip_bad)
+        found, bad = _encoded(shard, texts, self.encoder, self.device, self.skip_bad)
+        good = bad.rest(len(samples))
+        undecodable = (
+            LeftOut(row=texts["pair_id"][row], image=texts["image"][row], reason=bad.reasons[row])
+            for row in sorted(bad.reasons)
+        )
+        left_out = (*samples.left_out, *undecodable)
         texts = {name: [cells[row] for row in good] for name, cells in texts.items()}
         towers = _towers(self.encoder, self.device)
         words = [towers.texts(texts["caption"][start : start + 64]) for start in range(0, len(good), 64)]
-        np.save(images, found)
+        np.save(images, np.concatenate(found))
         np.save(captions, torch.cat(words).numpy().astype(np.float16))
-        return texts, len(samples) - len(good)
+        return texts, left_out
 
 
 @lru_cache(maxsize=1)
@@ -118,8 +128,8 @@ def _towers(name: str, device: str) -> Any:
 
 def _encoded(
     shard: Path, texts: dict[str, list[str]], encoder: str, device: str, skip_bad: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """The rows whose picture decodes, and embeddings of these."""
+) -> tuple[list[NDArray[np.float16]], BadRows]:
+    """Embeddings of the pictures that decode, some at a time, and the rows of those that do not."""
     towers, bad = _towers(encoder, device), BadRows(shard, skip=skip_bad, unit="sample")
     found: list[NDArray[np.float16]] = []
     pixels: list[NDArray[np.float32]] = []
@@ -132,7 +142,7 @@ def _encoded(
         if pixels and (len(pixels) == PICTURES or row == rows - 1):
             found.append(towers.images(np.stack(pixels)).numpy().astype(np.float16))
             pixels = []
-    return bad.rest(rows), np.concatenate(found)
+    return found, bad
 
 
 def _checked(shard: Path, images: Path, captions: Path) -> tuple[int, int]:
