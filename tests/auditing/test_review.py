@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from l2rm.auditing.decisions import Choice, DecisionStore
 from l2rm.auditing.exports import export
 from l2rm.auditing.folder import AuditFolder
 from l2rm.auditing.queue import ReviewQueue
@@ -443,6 +444,49 @@ def test_decisions_about_another_audit_do_not_count(reviewed: ModuleType, folder
         assert progress["strays"] == 8  # all but pair/0 and pair/1 have another image now
         stray = Client(base).pairs(said="anything", limit=12)[5]
         assert not Client(base).decide(stray, "keep")["conflict"]
+
+
+def test_a_rematch_to_an_image_that_is_gone_does_not_count(reviewed: ModuleType, tmp_path: Path) -> None:
+    folder = reviewed.write_audit(tmp_path / "audit", rows=12)
+    queue = ReviewQueue(AuditFolder.open(folder))
+    for pair_id, image in (("pair/0", "picture 5.png"), ("pair/1", "picture 3.png")):
+        choice = Choice(verdict="rematch", new_image=image)
+        queue.decide(queue.row_of[pair_id], choice, seen=0, tab="one", request=pair_id)
+    assert (queue.counts()["rematch"], queue.counts()["strays"]) == (2, 0)
+    table = pq.read_table(folder / "audit.parquet").slice(2)  # without the pairs of picture 5
+    suggested = pa.array(["picture 0.png"] * len(table))
+    table = table.set_column(table.column_names.index("rematch_image"), "rematch_image", suggested)
+    pq.write_table(table, folder / "audit.parquet")
+    facts = json.loads((folder / "audit.json").read_text())
+    (folder / "audit.json").write_text(json.dumps(facts | {"images": facts["images"][:5]}))
+    queue = ReviewQueue(AuditFolder.open(folder))
+    assert queue.decisions() == {queue.row_of["pair/1"]: choice}
+    assert (queue.counts()["rematch"], queue.counts()["strays"]) == (1, 1)
+    export(queue, "index", tmp_path / "index.npy", undecided="keep")
+    assert np.load(tmp_path / "index.npy")[::-1].tolist() == [0, 3, 1, 1, 2, 2, 3, 3, 4, 4]
+    row = queue.row_of["pair/0"]
+    queue.decide(row, Choice(verdict="keep"), seen=queue.version(row), tab="one", request="again")
+    assert (queue.counts()["decided"], queue.counts()["strays"]) == (2, 0)
+
+
+def test_no_decision_is_told_as_it_was_before_its_version(
+    reviewed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = ReviewQueue(AuditFolder.open(reviewed.write_audit(tmp_path / "audit", rows=12)))
+    elsewhere, since, reads = DecisionStore(queue.store.path), queue.store.since, []
+
+    def read(version: int) -> Any:
+        reads.append(version)
+        if len(reads) == 2:  # another process decides between the two reads of one question
+            elsewhere.decide(queue.pair(3), Choice(verdict="keep"), seen=0, tab="other", request="r")
+        return since(version)
+
+    monkeypatch.setattr(queue.store, "since", read)
+    version, told = 0, {}
+    for _ in range(2):
+        rows, version = queue.changes(version)
+        told |= {row: queue.choice(row).verdict for row in rows}
+    assert told == {3: "keep"}
 
 
 def test_a_large_audit_answers_by_the_page(reviewed: ModuleType, tmp_path: Path) -> None:

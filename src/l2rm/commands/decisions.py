@@ -45,7 +45,7 @@ class Decisions(Command):
             "suspicious ones"
         )
         if counts["strays"]:
-            print(f"{counts['strays']} decisions are about pairs that this audit does not have; they do not count")
+            print(f"{counts['strays']} decisions are about pairs or images not in this audit; they do not count")
         if self.out is None:
             return
         special: dict[str, Kind] = {".txt": "filter", ".npy": "index"}
