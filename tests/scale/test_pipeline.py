@@ -154,8 +154,51 @@ def test_the_command(make_shards: Callable[..., Path], tmp_path: Path, capsys: p
     assert json.loads((tmp_path / "audit" / "audit.json").read_text())["counts"]["pairs"] == 300
     assert main([*arguments, "--resume"]) == 0
     assert "finished already" in capsys.readouterr().out
+    assert main([*arguments, "--resume", "--keep-threshold", "0.9"]) == 2
+    assert "keep_threshold was 0.5 and is now 0.9" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def test_an_audit_of_another_kind_is_not_resumed(
+    make_shards: Callable[..., Path], here: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shards(tmp_path / "shards", pairs=60, per_shard=30)
+    pairs = Pairs.read(folder)
+    audit = audit_scores(FeatureScores(pairs), pairs, progress=False, flags=False)
+    audit.write(tmp_path / "plain")
+    audit_shards(folder, tmp_path / "shared", ShardsConfig(), here)
+    audit.write(tmp_path / "shared")
+    for out, told in (("plain", "holds other files"), ("shared", "is of l2rm audit")):
+        command = [
+            "audit-shards",
+            str(folder),
+            "--out",
+            str(tmp_path / out),
+            "--engine",
+            "local",
+            "--quiet",
+            "--resume",
+        ]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert "give --out a new folder" in error
+
+
+def test_a_pair_id_that_stands_twice_is_refused_before_the_work(
+    make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path / "shards", pairs=300, per_shard=100)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        ids = pa.array([f"{number} {row}" if row < 90 else str(row) for row in range(100)])
+        pq.write_table(pq.read_table(path).append_column("pair_id", ids), path)
+    engine = Stopping("nowhere", 0)
+    with pytest.raises(
+        InputError, match=r"001\.parquet: pair_id '9\d' stands in 000\.parquet already; give every pair"
+    ):
+        audit_shards(folder, tmp_path / "audit", ShardsConfig(), engine)
+    assert list(engine.done) == ["embedding shards"]
 
 
 def refused(folder: Path, columns: dict[str, object], told: str, tmp_path: Path, here: Engine) -> None:

@@ -26,7 +26,7 @@ from l2rm.rematching.partners import find_partners
 from l2rm.rematching.together import Units
 from l2rm.scale.engine import Engine
 from l2rm.scale.stages import GROUP, Decide, Judge, Sample, Search, Suggest
-from l2rm.scale.vectors import Embed, Whole, file_of
+from l2rm.scale.vectors import Embed, Whole, keys_of
 
 CONFIG, FACTS, LEFT_OUT, TABLES, WORK = "config.json", "audit.json", "left_out.csv", "audit", "work"
 FITTED = 10_000_000
@@ -131,8 +131,14 @@ def is_finished(folder: Path) -> bool:
 
 
 def finished(folder: Path) -> ShardsAudit:
-    """What a finished audit told."""
+    """What a finished audit told.
+
+    Raises:
+        InputError: another audit has been written over it.
+    """
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    if "detection" not in facts:
+        raise InputError(f"{folder / FACTS}: is of l2rm audit, not of an audit of shards; give --out a new folder")
     found = facts["detection"]
     return ShardsAudit(
         folder=folder,
@@ -233,13 +239,19 @@ class _Run:
         whole = Whole(folder=folder, starts=starts, shared=self._shared(folder, told))
         if whole.n_images < 2:
             raise InputError(f"{self.source}: one image; it takes two images to compare")
+        if "pair_id" in told[0]["columns"] and (twins := whole.twin_ids()):
+            one, two = (self.shards[np.searchsorted(whole.starts, row, side="right") - 1] for row in twins[:2])
+            raise InputError(
+                f"{two}: pair_id {twins[2]!r} stands in {one.name} already; give every pair of all shards its own, or "
+                "leave the column out"
+            )
         return whole, [row for one in told for row in one["left_out"]]
 
     def _shared(self, folder: Path, told: list[dict[str, Any]]) -> tuple[Path, Path] | None:
         """Rows of one image's name share an image, numbered as it first appears; None where names are all distinct."""
         if "image" not in told[0]["columns"]:
             return None
-        keys = np.concatenate([np.load(file_of(folder, number, "-keys.npy")) for number in range(len(told))])
+        keys = keys_of(folder, len(told), "image")
         _, first, place = np.unique(keys, return_index=True, return_inverse=True)
         if len(first) == len(keys):
             return None

@@ -23,6 +23,7 @@ from l2rm.errors import InputError
 from l2rm.files import written_whole
 
 IMAGES, CAPTIONS = "images", "captions"
+KEYS = {"image": "-keys.npy", "pair_id": "-ids.npy"}
 CHUNK = 8192
 PICTURES = 16
 """Pictures that are decoded and encoded at a time."""
@@ -40,8 +41,8 @@ class Embed:
 
     Attributes:
         shards: all of them.
-        folder: for `N-images.npy`, `N-captions.npy`, `N.arrow` (texts), `N-keys.npy` (a number a picture's name) and,
-            once they are whole, `N.json`.
+        folder: for `N-images.npy`, `N-captions.npy`, `N.arrow` (texts), `N-keys.npy` and `N-ids.npy` (a number for each
+            picture's name and for each pair id) and, once they are whole, `N.json`.
         encoder: a model of transformers, for pictures; None for embeddings.
         skip_bad: leave samples out that cannot be used.
         device: where the encoder runs.
@@ -81,9 +82,10 @@ class Embed:
             table = pa.table(known) if known else pa.table({"_": pa.nulls(rows)})
             with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table, max_chunksize=CHUNK)
-        if "image" in texts:
-            with written_whole(file_of(self.folder, number, "-keys.npy")) as beside:
-                np.save(beside, np.array([_key(name) for name in texts["image"]], dtype=np.uint64))
+        for column, ending in KEYS.items():
+            if column in texts:
+                with written_whole(file_of(self.folder, number, ending)) as beside:
+                    np.save(beside, np.array([_key(name) for name in texts[column]], dtype=np.uint64))
         with written_whole(self.record(number)) as beside:
             told = {"rows": rows, "dim": dim, "left_out": [asdict(one) for one in left_out], "columns": list(known)}
             beside.write_text(json.dumps(told))
@@ -176,6 +178,11 @@ def _key(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
+def keys_of(folder: Path, shards: int, column: str) -> NDArray[np.uint64]:
+    """A number for the text of each row of all shards: that of its `image`, or its `pair_id`."""
+    return np.concatenate([np.load(file_of(folder, number, KEYS[column])) for number in range(shards)])
+
+
 # ------------------------------------------------------------------------------------------------------------ all rows
 
 
@@ -233,6 +240,17 @@ class Whole:
             for place, cell in zip(places.tolist(), found, strict=True):
                 cells[place] = cell
         return cells
+
+    def twin_ids(self) -> tuple[int, int, str] | None:
+        """Two rows of one pair id, and the id; None where each has its own."""
+        keys = keys_of(self.folder, len(self.starts) - 1, "pair_id")
+        order = np.argsort(keys, kind="stable")
+        twins = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])[:1024]  # seldom, two ids have one key
+        first, second = order[twins], order[twins + 1]
+        ids = zip(self.texts("pair_id", first) or (), self.texts("pair_id", second) or (), strict=True)
+        return next(
+            ((int(first[place]), int(second[place]), one) for place, (one, two) in enumerate(ids) if one == two), None
+        )
 
     def _take(self, kind: str, rows: NDArray[np.int64]) -> Tensor:
         parts: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
