@@ -260,6 +260,14 @@ def test_samples_that_are_left_out_of_tar_files_are_counted(here: Engine, tmp_pa
     assert "0/3" in (tmp_path / "audit" / "left_out.csv").read_text()
 
 
+def test_tar_files_of_several_folders_are_refused(here: Engine, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.tar").touch()
+    with pytest.raises(InputError, match="several folders"):
+        audit_shards(tmp_path / "*" / "*.tar", tmp_path / "audit", ShardsConfig(), here)
+
+
 def test_an_engine_that_is_none() -> None:
     with pytest.raises(InputError, match="choose ray or local"), opened_engine("spark"):
         pass

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l2rm.auditing.check import checked_probability
 from l2rm.auditing.evidence import draw_negatives
 from l2rm.auditing.folder import FORMAT, TABLE, mixture_facts
+from l2rm.data.packed import TAR
 from l2rm.data.shards import find_shards
 from l2rm.data.tables import write_table
 from l2rm.errors import InputError
@@ -115,6 +116,8 @@ def audit_shards(
     """
     folder = Path(out).absolute()
     shards = tuple(one.absolute() for one in find_shards(source))
+    if shards[0].suffix == TAR and len({one.parent for one in shards}) > 1:  # images are named from there
+        raise InputError(f"{source}: shards of several folders; move them into one, or take one after the other")
     _begin(folder, shards, config, resume)
     if (folder / FACTS).exists():
         return finished(folder)
@@ -243,7 +246,7 @@ class _Run:
             one, two = (self.shards[np.searchsorted(whole.starts, row, side="right") - 1] for row in twins[:2])
             raise InputError(
                 f"{two}: pair_id {twins[2]!r} stands in {one.name} already; give every pair of all shards its own, or "
-                "leave the column out"
+                "leave them out"
             )
         return whole, [row for one in told for row in one["left_out"]]
 
