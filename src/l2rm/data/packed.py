@@ -121,8 +121,11 @@ def split_path(path: Path) -> tuple[Path, str] | None:
     """The tar file and the member of a path that leads into one; None for any other path.
 
     Example:
-        >>> split_path(Path("shards/00000.tar/000012.jpg")), split_path(Path("images/a.jpg"))
-        ((PosixPath('shards/00000.tar'), '000012.jpg'), None)
+        >>> import tempfile
+        >>> shard = Path(tempfile.mkdtemp()) / "00000.tar"
+        >>> shard.touch()
+        >>> split_path(shard / "000012.jpg") == (shard, "000012.jpg"), split_path(Path("images/a.jpg"))
+        (True, None)
     """
     if f"{TAR}{os.sep}" not in str(path):
         return None
