@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
     from l2rm.auditing.rematch import Rematched
     from l2rm.evaluation.metrics import Metrics
-    from l2rm.scale.pipeline import ShardsAudit
+    from l2rm.scale.folder import ShardsAudit
     from l2rm.search.index import Index
     from l2rm.search.queries import Hit
     from l2rm.sources import TrainingData

@@ -24,7 +24,8 @@ from l2rm.cli import main
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.scale.engine import Engine, OnRay, opened_engine
-from l2rm.scale.pipeline import ShardsConfig, audit_shards
+from l2rm.scale.folder import ShardsConfig
+from l2rm.scale.pipeline import audit_shards
 from l2rm.scale.stages import Judge
 from l2rm.similarity.scoring import FeatureScores
 

@@ -54,7 +54,8 @@ class AuditShards(Command):
 
     def run(self) -> None:
         from l2rm.scale.engine import opened_engine
-        from l2rm.scale.pipeline import ShardsConfig, audit_shards, is_finished
+        from l2rm.scale.folder import ShardsConfig, is_finished
+        from l2rm.scale.pipeline import audit_shards
         from l2rm.summaries import shards_summary
         from l2rm.training.train import pick_device
 
