@@ -23,7 +23,8 @@ from provenance import provenance
 from watching import Watch
 
 from l2rm.scale.engine import opened_engine
-from l2rm.scale.pipeline import ShardsConfig, audit_shards
+from l2rm.scale.folder import ShardsConfig
+from l2rm.scale.pipeline import audit_shards
 
 PER_SHARD = 20_000
 NOISE = 0.7

@@ -46,7 +46,7 @@ def test_faithful_is_the_published_method(name: str) -> None:
     )
     assert (rematching.monotone, rematching.smoothing, rematching.queue_size) == (False, 0.0, 0)
     assert (rematching.estimator, rematching.take, rematching.folds) == ("moments", "threshold", 0)
-    assert rematching.rematch_weight == 1.0
+    assert (rematching.rematch_weight, rematching.steps, rematching.judge) == (1.0, "matched", "")
     assert after.model.tokeniser == "published"
     same = ("warmup_epochs", "rematching_epochs", "batch_size", "lr", "decay_every", "seed", "method")
     assert [getattr(before, key) for key in same] == [getattr(after, key) for key in same]

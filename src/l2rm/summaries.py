@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit
     from l2rm.auditing.rematch import Rematched
     from l2rm.evaluation.metrics import Metrics
-    from l2rm.scale.pipeline import ShardsAudit
+    from l2rm.scale.folder import ShardsAudit
     from l2rm.search.index import Index
     from l2rm.search.queries import Hit
     from l2rm.sources import TrainingData
@@ -141,7 +141,7 @@ def shards_summary(audit: "ShardsAudit") -> str:
         f"keep {counts['keep']:,}, rematch {counts['rematch']:,}, drop {counts['drop']:,}",
     ]
     if counts["left_out"]:
-        lines.append(f"left out as unusable: {counts['left_out']:,}")
+        lines.append(f"left out as unusable: {counts['left_out']:,} rows, listed in left_out.csv")
     if audit.detection is not None:
         lines.append(f"against the truth: AUROC {audit.detection.auroc:.4f}, F1 {audit.detection.f1:.4f}")
     return "\n".join(lines)

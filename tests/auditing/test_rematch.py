@@ -1,9 +1,11 @@
 """Rematching a data set: partners, confidences, decisions, capacities, and files that are read back."""
 
 import csv
+import io
 import json
 import re
 import shlex
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from scipy.special import softmax
 
 import l2rm
 from l2rm.auditing.rematch import Rematched, rematch_scores
-from l2rm.auditing.rematch_files import sample_key, write_filter, write_rematched
+from l2rm.auditing.rematch_files import write_filter, write_rematched
 from l2rm.cli import parse_command
 from l2rm.data.mismatch import inject_mismatches, read_index
 from l2rm.data.pairs import Pairs
@@ -246,16 +248,44 @@ def test_webdataset_filters(repaired: Rematched, tmp_path: Path) -> None:
     assert [line["decision"] for line in lines] == repaired.decision.tolist()
     pairs = repaired.pairs_given
     for row, line in enumerate(lines):
-        assert line["key"] == sample_key(pairs.images[pairs.image_of[row]])
+        assert f"{line['key']}.jpg" == pairs.images[pairs.image_of[row]]
         wanted = {"keep": line["key"], "drop": None}.get(
-            line["decision"], sample_key(pairs.images[repaired.image_of[row]])
+            line["decision"], pairs.images[repaired.image_of[row]].removesuffix(".jpg")
         )
-        assert line["partner"] == wanted
+        assert (line["partner"], line["shard"]) == (wanted, "")
     kept = set((tmp_path / "keep.txt").read_text().splitlines())
     assert kept == {line["key"] for line in lines} - {line["key"] for line in lines if line["decision"] != "keep"}
     with pytest.raises(InputError, match=r"\.jsonl, \.txt"):
         write_filter(repaired, tmp_path / "filter.csv")
-    assert sample_key("00012/000123.jpg") == "00012/000123"
+
+
+def test_filters_of_shards_select_what_webdataset_reads(tmp_path: Path) -> None:
+    wds = pytest.importorskip("webdataset", reason="the extra webdataset is not installed")
+    images, shards = [], {"0.tar": ("0", "./a/1", "2"), "1.tar": ("0", "3", "4")}  # both have a key 0
+    for shard, keys in shards.items():
+        with tarfile.open(tmp_path / shard, "w") as tar:
+            for key in keys:
+                info = tarfile.TarInfo(f"{key}.seen.jpg")
+                tar.addfile(info, io.BytesIO())
+                images.append(f"{shard}/{info.name}")
+    pairs = Pairs(images=tuple(images), image_of=np.arange(6), captions=tuple("abcdef"))
+    probability = np.array([0.9, 0.9, 0.1, 0.1, 0.9, 0.9])
+    repaired = rematch_scores(
+        MatrixScores(np.eye(6)), pairs, match_probability=probability, rematch_threshold=0.0, progress=False
+    )
+    assert (repaired.decision == "keep").tolist() == (probability > 0.5).tolist()
+    assert write_filter(repaired, tmp_path / "keep.txt") == 1  # the key 0 of the first shard
+    assert write_filter(repaired, tmp_path / "filter.jsonl") == 0
+    reading, choosing = re.findall(r"`(keys = .*?)`, `(dataset\.select\(.*?\))`", DOCUMENT)[0]
+    known = {"dataset": wds.WebDataset([str(tmp_path / shard) for shard in shards], shardshuffle=False)}
+    exec(reading.replace("keep.txt", str(tmp_path / "keep.txt")), known)
+    assert [sample["__key__"] for sample in eval(choosing, known)] == ["./a/1", "3", "4"]
+    lines = [json.loads(line) for line in (tmp_path / "filter.jsonl").read_text().splitlines()]
+    theirs = [(Path(sample["__url__"]).name, sample["__key__"]) for sample in known["dataset"]]
+    assert [(line["shard"], line["key"]) for line in lines] == theirs
+    for line, image in zip(lines, repaired.image_of, strict=True):
+        wanted = (None, None) if line["decision"] == "drop" else theirs[image]
+        assert (line["partner_shard"], line["partner"]) == wanted
 
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/rematch.md").read_text(encoding="utf-8")

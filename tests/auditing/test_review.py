@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,17 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from l2rm.auditing.decisions import Choice, DecisionStore
+from l2rm.auditing.exports import export
+from l2rm.auditing.folder import AuditFolder
+from l2rm.auditing.queue import ReviewQueue
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed: pip install -e '.[test]'")
 
@@ -165,6 +173,35 @@ def test_exports(client: Client, folder: Path, tmp_path: Path) -> None:
     assert "2 dropped pairs or new captions" in client.export(what="index", undecided="keep").headers["l2rm-note"]
 
 
+def test_a_filter_selects_what_webdataset_reads(reviewed: ModuleType, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="the extra webdataset is not installed")
+    folder = reviewed.write_audit(tmp_path / "audit", rows=6)  # of which 3 are kept
+    images = [f"{shard}.tar/{key}.png" for shard in "01" for key in (f"{shard}1", f"{shard}2", "same")]
+    for shard in "01":
+        with tarfile.open(tmp_path / f"shop-{shard}.tar", "w") as tar:
+            for image in images:
+                if image.startswith(shard):
+                    tar.addfile(tarfile.TarInfo(image.partition("/")[2]), io.BytesIO())
+    table = pq.read_table(folder / "audit.parquet")
+    decisions = pa.array(["keep", "drop", "drop", "keep", "rematch", "keep"])
+    for name, cells in (("image", pa.array(images)), ("decision", decisions)):
+        table = table.set_column(table.column_names.index(name), name, cells)
+    pq.write_table(table, folder / "audit.parquet")
+    (folder / "audit.json").unlink()
+    queue = ReviewQueue(AuditFolder.open(folder))
+    told = export(queue, "filter", tmp_path / "keep.txt")
+    assert told.rows == 2
+    assert "1 rematched pairs are not listed; 1 that stay share a key" in told.note
+    document = (Path(__file__).parents[2] / "docs/review.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    for name in ("keep.txt", "shop-"):
+        snippet = snippet.replace(name, str(tmp_path / name))
+    snippet = snippet.replace("{0000..0099}", "{0..1}")
+    known = {"webdataset": webdataset}
+    exec(compile(snippet, "docs/review.md", "exec"), known)
+    assert [sample["__key__"] for sample in known["dataset"]] == ["01", "11"]
+
+
 def test_an_index_needs_to_know_how_images_are_counted(reviewed: ModuleType, tmp_path: Path) -> None:
     folder = reviewed.write_audit(tmp_path / "old", pixels=False, facts=False)
     with reviewed.served(folder) as base:
@@ -194,6 +231,24 @@ def test_files_that_are_no_pictures_are_not_shown(client: Client, folder: Path) 
     for number in range(2, 8):
         expected = 200 if number == 6 else 404
         assert client.http.get(f"/review/api/images/{number}").status_code == expected, number
+
+
+def test_pictures_within_shards_are_shown(reviewed: ModuleType, tmp_path: Path) -> None:
+    folder = reviewed.write_audit(tmp_path / "audit", rows=4)
+    shard = folder / "images" / "0.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(folder / "images" / "picture 0.png", "0.png")
+    table = pq.read_table(folder / "audit.parquet").drop(["image"])
+    names = pa.array(["0.tar/1.png", "0.tar/1.png", "0.tar/0.png", "0.tar/0.png"])
+    pq.write_table(table.append_column("image", names), folder / "audit.parquet")
+    facts = json.loads((folder / "audit.json").read_text())
+    (folder / "audit.json").write_text(json.dumps(facts | {"images": ["0.tar/0.png", "0.tar/1.png"]}))
+    with reviewed.served(folder) as address:
+        http = Client(address).http
+        assert Image.open(io.BytesIO(http.get("/review/api/images/0").content)).size == (60, 40)
+        assert http.get("/review/api/images/1").status_code == 404
+        shard.write_bytes(shard.read_bytes()[:700])
+        assert http.get("/review/api/images/0", params={"size": "small"}).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["images/60", "images/-1", "images/..%2f..%2faudit.parquet", "pairs/120", "pairs/-1"])
@@ -358,8 +413,6 @@ def test_a_killed_server_forgets_nothing_that_it_answered(folder: Path) -> None:
         server.send_signal(signal.SIGKILL)
         server.wait()
         client.http.close()
-    from l2rm.auditing.folder import AuditFolder
-    from l2rm.auditing.queue import ReviewQueue
 
     queue = ReviewQueue(AuditFolder.open(folder))
     assert {row: choice.verdict for row, choice in queue.decisions().items()} == answered
@@ -391,6 +444,49 @@ def test_decisions_about_another_audit_do_not_count(reviewed: ModuleType, folder
         assert progress["strays"] == 8  # all but pair/0 and pair/1 have another image now
         stray = Client(base).pairs(said="anything", limit=12)[5]
         assert not Client(base).decide(stray, "keep")["conflict"]
+
+
+def test_a_rematch_to_an_image_that_is_gone_does_not_count(reviewed: ModuleType, tmp_path: Path) -> None:
+    folder = reviewed.write_audit(tmp_path / "audit", rows=12)
+    queue = ReviewQueue(AuditFolder.open(folder))
+    for pair_id, image in (("pair/0", "picture 5.png"), ("pair/1", "picture 3.png")):
+        choice = Choice(verdict="rematch", new_image=image)
+        queue.decide(queue.row_of[pair_id], choice, seen=0, tab="one", request=pair_id)
+    assert (queue.counts()["rematch"], queue.counts()["strays"]) == (2, 0)
+    table = pq.read_table(folder / "audit.parquet").slice(2)  # without the pairs of picture 5
+    suggested = pa.array(["picture 0.png"] * len(table))
+    table = table.set_column(table.column_names.index("rematch_image"), "rematch_image", suggested)
+    pq.write_table(table, folder / "audit.parquet")
+    facts = json.loads((folder / "audit.json").read_text())
+    (folder / "audit.json").write_text(json.dumps(facts | {"images": facts["images"][:5]}))
+    queue = ReviewQueue(AuditFolder.open(folder))
+    assert queue.decisions() == {queue.row_of["pair/1"]: choice}
+    assert (queue.counts()["rematch"], queue.counts()["strays"]) == (1, 1)
+    export(queue, "index", tmp_path / "index.npy", undecided="keep")
+    assert np.load(tmp_path / "index.npy")[::-1].tolist() == [0, 3, 1, 1, 2, 2, 3, 3, 4, 4]
+    row = queue.row_of["pair/0"]
+    queue.decide(row, Choice(verdict="keep"), seen=queue.version(row), tab="one", request="again")
+    assert (queue.counts()["decided"], queue.counts()["strays"]) == (2, 0)
+
+
+def test_no_decision_is_told_as_it_was_before_its_version(
+    reviewed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = ReviewQueue(AuditFolder.open(reviewed.write_audit(tmp_path / "audit", rows=12)))
+    elsewhere, since, reads = DecisionStore(queue.store.path), queue.store.since, []
+
+    def read(version: int) -> Any:
+        reads.append(version)
+        if len(reads) == 2:  # another process decides between the two reads of one question
+            elsewhere.decide(queue.pair(3), Choice(verdict="keep"), seen=0, tab="other", request="r")
+        return since(version)
+
+    monkeypatch.setattr(queue.store, "since", read)
+    version, told = 0, {}
+    for _ in range(2):
+        rows, version = queue.changes(version)
+        told |= {row: queue.choice(row).verdict for row in rows}
+    assert told == {3: "keep"}
 
 
 def test_a_large_audit_answers_by_the_page(reviewed: ModuleType, tmp_path: Path) -> None:

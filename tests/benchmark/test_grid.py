@@ -103,6 +103,10 @@ def test_json_and_the_built_in_grid(grid):
         ('methods = ["plain"]\nratios = [0.4]\ncolour = 3', "unknown key 'colour'"),
         ('methods = ["plain"]\nratios = [0.4]\nmismatch = "{noise}.npy"', "other than {level}, {percent}, {seed}"),
         ('methods = ["plain"]\nratios = [0.4]\njudge = "runs/{level}"', "other than {noise}, {seed}"),
+        ('methods = ["plain"]\nratios = [0.4]\njudge = "runs/{noise.x}"', "other than {noise}, {seed}"),
+        ('methods = ["plain"]\nratios = [0.4]\njudge = 3', "judge is 3; give a text"),
+        ('methods = ["plain"]\nratios = [0.4]\n[similarity]\ncosine = 3', "similarity.cosine is 3; give a table"),
+        ('methods = ["plain"]\nratios = [0.4]\n[method]\nplain = 3', "method.plain is 3; give a table"),
     ],
 )
 def test_what_is_no_grid_is_refused_in_a_line(grid, text, message):
@@ -110,6 +114,11 @@ def test_what_is_no_grid_is_refused_in_a_line(grid, text, message):
         grid(text)
     assert "mine.toml" in str(error.value)
     assert message in str(error.value)
+
+
+def test_a_list_is_no_grid(grid):
+    with pytest.raises(InputError, match=r"mine\.json: is no table of keys"):
+        grid("[1]", "mine.json")
 
 
 def test_a_run_judges_for_l2rm_alone(grid):

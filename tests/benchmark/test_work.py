@@ -162,6 +162,13 @@ def test_a_run_of_other_settings_is_not_mixed_in(done):
         run_grid(other, progress=False)
 
 
+def test_a_judge_that_is_not_there_is_told_before_anything_runs(done, tmp_path):
+    job = replace(done, grid=replace(done.grid, methods=("warmup", "l2rm"), judge="no/{noise}"), out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"no/image-40: no RUN folder"):
+        run_grid(job, progress=False)
+    assert not job.results.exists()
+
+
 def test_index_files_must_hold_what_their_names_say(done, data, small, tmp_path):
     pairs = small.small_pairs(90, 1)
     write_index(data / "right_image_40.npy", inject_mismatches(pairs, ratio=0.4, level="image", seed=5))

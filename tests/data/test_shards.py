@@ -114,6 +114,32 @@ def test_pictures_in_tar_files_are_pictures_everywhere(tmp_path: Path) -> None:
     assert file_state(tmp_path / "0.tar" / "0.png").st_size == len(as_png(colours[0]))
 
 
+def test_members_may_begin_with_the_folder_they_were_packed_in(tmp_path: Path) -> None:
+    packed(tmp_path / "0.tar", {"./a/0.png": as_png((0, 0, 255)), "./a/0.txt": b"blue"})
+    pairs = Pairs.read(tmp_path / "0.tar")
+    path = pairs.image_path(0)
+    assert path is not None
+    assert decode(path, 3)[0, 0].tolist() == [0, 0, 255]
+
+
+def test_tables_made_of_pictures_in_shards_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        members = {f"{row}.png": as_png((9 * row, number, 0)) for row in range(5)}
+        packed(tmp_path / "sh" / f"{number}.tar", members | {f"{row}.txt": b"words %d" % row for row in range(5)})
+    source, out = str(tmp_path / "sh" / "*.tar"), tmp_path / "noisy.csv"
+    assert main(["corrupt", source, "--ratio", "0.4", "--level", "image", "--out", str(out)]) == 0
+    assert f"--image-root {tmp_path / 'sh'}" in capsys.readouterr().out
+    noisy = Pairs.read(out, image_root=tmp_path / "sh")
+    assert sorted(noisy.images) == sorted(Pairs.read(source).images)
+    assert noisy.is_mismatched is not None
+    assert noisy.is_mismatched.sum() == 3  # of the eight of the train split
+    out.write_text("image,caption\n0.tar/0.png,a\n0.tar/9.png,b\n2.tar/0.png,c\n0.tar,d\n1.tar/4.png,e\n")
+    assert Pairs.read(out, image_root=tmp_path / "sh", skip_bad=True).captions == ("a", "d", "e")
+    cut(tmp_path / "sh" / "1.tar")
+    with pytest.raises(InputError, match=r"1\.tar: is cut off"):
+        Pairs.read(out, image_root=tmp_path / "sh", skip_bad=True)
+
+
 def test_training_on_shards_is_training_on_the_same_arrays(tmp_path: Path, tiny: list[str]) -> None:
     generator = np.random.default_rng(2)
     images = generator.normal(size=(60, 8)).astype(np.float32)
@@ -138,6 +164,58 @@ def test_training_on_shards_is_training_on_the_same_arrays(tmp_path: Path, tiny:
         assert main(["train", source, "--out", str(tmp_path / name), *options]) == 0
         weights.add((tmp_path / name / "model.safetensors").read_bytes())
     assert len(weights) == 1
+
+
+def test_what_is_left_out_of_a_tar_file_is_told(tmp_path: Path) -> None:
+    vector = as_npy(np.ones(4, np.float32))
+    for number in (0, 1):
+        members = {f"{key}.npy": vector for key in "abc"} | {f"{key}.txt": b"words" for key in "abc"}
+        packed(tmp_path / f"{number}.tar", members | {"d.npy": vector, "d.txt": b"\xff\xfe", "e.txt": b"words"})
+    with pytest.raises(InputError, match=r"0\.tar:sample 4: d\.txt is not UTF-8.*--skip-bad"):
+        Pairs.read(tmp_path)
+    pairs = Pairs.read(tmp_path, skip_bad=True)
+    assert pairs.pair_ids == ("0/a", "0/b", "0/c", "1/a", "1/b", "1/c")
+    assert [(one.row, one.image, one.reason) for one in pairs.left_out[2:]] == [
+        ("1/d", "1.tar/d.npy", "d.txt is not UTF-8"),
+        ("1/e", "", "e has neither a picture nor KEY.image.npy"),
+    ]
+    np.save(tmp_path / "similarity.npy", np.eye(6, dtype=np.float32))
+    command = ["audit", str(tmp_path), "--similarity", str(tmp_path / "similarity.npy"), "--skip-bad"]
+    assert main([*command, "--out", str(tmp_path / "audit")]) == 0
+    assert len((tmp_path / "audit" / "left_out.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_bad_rows_of_parquet_are_left_out_and_told(fixed: bool, tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    images, captions = generator.normal(size=(2, 12, 4)).astype(np.float32)
+    rows, heard = [list(map(float, row)) for row in images], [list(map(float, row)) for row in captions]
+    texts: list[str | None] = [f"words of {row}" for row in range(12)]
+    texts[1], rows[2], heard[6], heard[8] = None, None, [1.0, None, 2.0, 3.0], [1.0, np.inf, 2.0, 3.0]  # type: ignore[call-overload, list-item]
+    reasons = {1: "caption is NoneType", 2: "another length", 6: "empty entries", 8: "infinite"}
+    if not fixed:
+        rows[0] = [1.0]
+        reasons[0] = "another length"
+    kind = pa.list_(pa.float32(), 4) if fixed else pa.list_(pa.float32())
+    table = pa.table(
+        {"image_embedding": pa.array(rows, kind), "caption_embedding": pa.array(heard, kind), "caption": texts}
+    )
+    for number, start in enumerate((0, 5)):
+        pq.write_table(table.slice(start, 5 + 2 * number), tmp_path / f"{number}.parquet", row_group_size=2)
+    with pytest.raises(InputError, match=r"0\.parquet:row 2: caption is NoneType.*--skip-bad"):
+        Pairs.read(tmp_path)
+    good = [row for row in range(12) if row not in reasons]
+    for _ in range(2):  # the second time from the cache
+        pairs = Pairs.read(tmp_path, skip_bad=True)
+        assert pairs.captions == tuple(f"words of {row}" for row in good)
+        assert pairs.features is not None
+        assert pairs.caption_features is not None
+        np.testing.assert_array_equal(pairs.features.batch(np.arange(len(good))), images[good])
+        np.testing.assert_array_equal(pairs.caption_features.batch(np.arange(len(good))), captions[good])
+        assert len(pairs.left_out) == len(reasons)
+        for one, row in zip(pairs.left_out, sorted(reasons), strict=True):
+            assert one.row == (f"0.parquet:row {row + 1}" if row < 5 else f"1.parquet:row {row - 4}")
+            assert reasons[row] in one.reason
 
 
 def link(kind: bytes) -> Callable[[Path], None]:

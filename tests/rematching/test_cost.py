@@ -43,3 +43,11 @@ def test_loss_is_the_sum_over_known_cells_and_a_step_lowers_it():
     loss.backward()
     optimiser.step()
     assert known_match_loss(cost, S, own) < loss
+
+
+def test_what_is_hardly_taken_as_matched_hardly_counts():
+    cost, S, own = LinearCost(4), similarities(rows=3), torch.tensor([2, 0, 3])
+    weights = torch.tensor([0.5, 1.0, 0.25, 0.0])
+    charged = [weights[j].item() * cost(S)[i, j].item() for i, j in enumerate(own.tolist())]
+    assert abs(known_match_loss(cost, S, own, weights).item() - sum(charged)) < 1e-6
+    assert charged[2] == 0

@@ -161,10 +161,11 @@ def test_a_divergence_is_zero_at_the_target_and_positive_elsewhere(name):
     assert SOFT[name](S, torch.eye(4, dtype=torch.float64)).item() > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", SOFT)
-def test_a_plan_without_mass_in_a_row_makes_no_nan(name):
-    S = random_similarity(4, 5).float().requires_grad_()
-    T = torch.zeros(4, 5)
+def test_a_plan_without_mass_in_a_row_makes_no_nan(name, dtype):
+    S = random_similarity(4, 5).to(dtype).requires_grad_()
+    T = torch.zeros(4, 5, dtype=dtype)
     T[1, 2] = 0.1
     loss = SOFT[name](S, T)
     loss.backward()

@@ -17,7 +17,8 @@ from l2rm.encoders.image import encode
 from l2rm.encoders.pixels import opened
 from l2rm.errors import InputError
 from l2rm.scale.engine import Engine
-from l2rm.scale.pipeline import ShardsConfig, audit_shards
+from l2rm.scale.folder import ShardsConfig
+from l2rm.scale.pipeline import audit_shards
 from l2rm.similarity.scoring import FeatureScores
 
 pytest.importorskip("transformers", reason="the extra hf (transformers) is not installed")

@@ -1,10 +1,13 @@
 """An audit of shards is the audit of all their pairs; what stops it costs the shard that was in work."""
 
+import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +24,8 @@ from l2rm.cli import main
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.scale.engine import Engine, OnRay, opened_engine
-from l2rm.scale.pipeline import ShardsConfig, audit_shards
+from l2rm.scale.folder import ShardsConfig
+from l2rm.scale.pipeline import audit_shards
 from l2rm.scale.stages import Judge
 from l2rm.similarity.scoring import FeatureScores
 
@@ -151,8 +155,51 @@ def test_the_command(make_shards: Callable[..., Path], tmp_path: Path, capsys: p
     assert json.loads((tmp_path / "audit" / "audit.json").read_text())["counts"]["pairs"] == 300
     assert main([*arguments, "--resume"]) == 0
     assert "finished already" in capsys.readouterr().out
+    assert main([*arguments, "--resume", "--keep-threshold", "0.9"]) == 2
+    assert "keep_threshold was 0.5 and is now 0.9" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def test_an_audit_of_another_kind_is_not_resumed(
+    make_shards: Callable[..., Path], here: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shards(tmp_path / "shards", pairs=60, per_shard=30)
+    pairs = Pairs.read(folder)
+    audit = audit_scores(FeatureScores(pairs), pairs, progress=False, flags=False)
+    audit.write(tmp_path / "plain")
+    audit_shards(folder, tmp_path / "shared", ShardsConfig(), here)
+    audit.write(tmp_path / "shared")
+    for out, told in (("plain", "holds other files"), ("shared", "is of l2rm audit")):
+        command = [
+            "audit-shards",
+            str(folder),
+            "--out",
+            str(tmp_path / out),
+            "--engine",
+            "local",
+            "--quiet",
+            "--resume",
+        ]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert "give --out a new folder" in error
+
+
+def test_a_pair_id_that_stands_twice_is_refused_before_the_work(
+    make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path / "shards", pairs=300, per_shard=100)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        ids = pa.array([f"{number} {row}" if row < 90 else str(row) for row in range(100)])
+        pq.write_table(pq.read_table(path).append_column("pair_id", ids), path)
+    engine = Stopping("nowhere", 0)
+    with pytest.raises(
+        InputError, match=r"001\.parquet: pair_id '9\d' stands in 000\.parquet already; give every pair"
+    ):
+        audit_shards(folder, tmp_path / "audit", ShardsConfig(), engine)
+    assert list(engine.done) == ["embedding shards"]
 
 
 def refused(folder: Path, columns: dict[str, object], told: str, tmp_path: Path, here: Engine) -> None:
@@ -175,6 +222,51 @@ def test_bad_shards(tmp_path: Path, here: Engine) -> None:
     }
     for name, (columns, told) in cases.items():
         refused(tmp_path / name, columns, told, tmp_path / f"out {name}", here)
+
+
+def test_bad_rows_are_left_out_counted_and_listed(
+    make_shards: Callable[..., Path], here: Engine, tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path / "shards", pairs=300, per_shard=150)
+    table = pq.read_table(folder / "001.parquet")
+    captions = table["caption"].to_pylist()
+    captions[7] = None
+    pq.write_table(table.set_column(table.column_names.index("caption"), "caption", [captions]), folder / "001.parquet")
+    with pytest.raises(InputError, match=r"001\.parquet:row 8: caption is NoneType"):
+        audit_shards(folder, tmp_path / "strict", ShardsConfig(), here)
+    result = audit_shards(folder, tmp_path / "audit", ShardsConfig(skip_bad=True), here)
+    assert (result.counts["pairs"], result.counts["left_out"]) == (299, 1)
+    told = list(csv.DictReader((tmp_path / "audit" / "left_out.csv").open()))
+    assert told == [{"row": "001.parquet:row 8", "image": "157.jpg", "reason": "caption is NoneType, not a text"}]
+    assert captions[8] in tables(tmp_path / "audit")["caption"].to_pylist()
+
+
+def test_samples_that_are_left_out_of_tar_files_are_counted(here: Engine, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row in range(20):
+            vector = generator.normal(size=4).astype(np.float32)
+            for ending in ("image.npy", "caption.npy", "json"):
+                file = io.BytesIO()
+                if ending == "json":
+                    file.write(b"[]" if row == 3 else b"{}")
+                else:
+                    np.save(file, vector)
+                info = tarfile.TarInfo(f"{row}.{ending}")
+                info.size = file.tell()
+                file.seek(0)
+                tar.addfile(info, file)
+    result = audit_shards(tmp_path / "0.tar", tmp_path / "audit", ShardsConfig(skip_bad=True), here)
+    assert (result.counts["pairs"], result.counts["left_out"]) == (19, 1)
+    assert "0/3" in (tmp_path / "audit" / "left_out.csv").read_text()
+
+
+def test_tar_files_of_several_folders_are_refused(here: Engine, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.tar").touch()
+    with pytest.raises(InputError, match="several folders"):
+        audit_shards(tmp_path / "*" / "*.tar", tmp_path / "audit", ShardsConfig(), here)
 
 
 def test_an_engine_that_is_none() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -242,6 +243,19 @@ def test_files_that_are_no_rasters_do_not_pass(cosine: RetrievalModel, tmp_path:
             assert answer.status_code == 422
             assert "svg" not in answer.text.replace(".png", "")
         assert client.get("/api/images/3/picture").status_code == 200
+
+
+def test_pictures_within_shards_are_shown(cosine: RetrievalModel, tmp_path: Path) -> None:
+    pairs = draw(tmp_path / "drawn", 4)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in pairs.images[:3]:
+            tar.add(tmp_path / "drawn" / name, name)
+    packed = replace(pairs, images=tuple(f"0.tar/{name}" for name in pairs.images), image_root=tmp_path)
+    index = Index.build(packed, cosine, out=tmp_path / "index")
+    with TestClient(make_app(index, hosts=("testserver",))) as client:
+        shown = Image.open(io.BytesIO(client.get("/api/images/1/picture").content))
+        assert (shown.format, shown.size) == ("WEBP", (32, 32))
+        assert client.get("/api/images/3/picture").status_code == 422
 
 
 def test_captions_with_html_are_text(cosine: RetrievalModel, tmp_path: Path) -> None:

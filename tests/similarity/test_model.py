@@ -33,6 +33,17 @@ def test_similarity_is_that_of_evaluation_mode_without_gradient(similarity, trai
     assert S.max() <= high
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "sgr", "saf"])
+def test_token_ids_need_lengths_and_nothing_is_like_nothing(similarity):
+    model = make(similarity)
+    with pytest.raises(InputError, match=r"give lengths \(M,\)"):
+        model.similarity(IMAGES, TOKENS)
+    assert model.similarity(IMAGES[:0], TOKENS, LENGTHS).shape == (0, 2)
+    assert model.similarity(IMAGES, TOKENS[:0], LENGTHS[:0]).shape == (4, 0)
+    embedded = make(similarity, caption_dim=7)
+    assert embedded.similarity(IMAGES, torch.rand(2, 7)).shape == (4, 2)
+
+
 def test_mode_is_restored_after_an_error():
     model = make().train()
     modes = []

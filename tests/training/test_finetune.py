@@ -233,9 +233,10 @@ def test_a_new_rate_rises_and_decays(base: Path, splits: dict[str, Pairs], tmp_p
         rates.append(optimiser.param_groups[0]["lr"])
 
     monkeypatch.setattr(trainer, "set_learning_rate", noted)
-    config = config_of(base, "warmup", lr=0.01, warmup_epochs=1, rematching_epochs=2, decay_every=1)
-    train(splits["train"], splits["dev"], config, tmp_path / "run", progress=False)
-    assert np.allclose(rates, [0.0025, 0.005, 0.0075, *[0.01] * 15, *[0.001] * 9])
+    schedule = {"lr": 0.01, "lr_rise_steps": 12, "warmup_epochs": 1, "rematching_epochs": 2, "decay_every": 1}
+    train(splits["train"], splits["dev"], config_of(base, "warmup", **schedule), tmp_path / "run", progress=False)
+    rising = 0.01 * np.arange(1, 13) / 12  # longer than an epoch, which has 9 steps
+    assert np.allclose(rates, [*rising, *[0.01] * 6, *[0.001] * 9])
 
 
 def test_what_cannot_be_fine_tuned_is_told(base: Path, splits: dict[str, Pairs], tmp_path: Path) -> None:

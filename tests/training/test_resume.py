@@ -360,6 +360,35 @@ def test_a_step_that_is_not_finite_is_told_undone_and_saved(finished, go, monkey
     assert_same(go(), finished)  # the fault came from outside and is gone
 
 
+@pytest.mark.parametrize("similarity", ["sgr", "saf"])
+def test_means_and_variances_are_undone_too(small, monkeypatch, tmp_path, similarity):
+    """Those of the norms move in the forward pass, before anybody knows that the loss is no number."""
+    config = small.small_config(method="warmup", warmup_epochs=1, rematching_epochs=0)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, similarity=similarity, similarity_dim=4)
+    )
+    learn, done = Trainer._learn, 0
+
+    def spoiled(self, epoch, batch):
+        nonlocal done
+        done += 1
+        if done == 5:
+            batch.images[2, 0, 0] = torch.nan
+        return learn(self, epoch, batch)
+
+    def go(folder):
+        return small.train(
+            small.small_train(), small.small_dev(), config, tmp_path / folder, resume=True, progress=False
+        )
+
+    monkeypatch.setattr(Trainer, "_learn", spoiled)
+    with pytest.raises(RuntimeError, match="epoch 1, step 5"):
+        go("run")
+    monkeypatch.setattr(Trainer, "_learn", learn)
+    (tmp_path / "run" / "not_finite.json").unlink()
+    assert_same(go("run"), go("whole"))
+
+
 def small_ids(run):
     return pq.read_table(run.folder / "pairs.parquet")["pair_id"].to_pylist()
 

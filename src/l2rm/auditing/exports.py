@@ -9,6 +9,7 @@ import numpy as np
 
 from l2rm.auditing.decisions import Choice
 from l2rm.auditing.queue import UNDECIDED, ReviewQueue
+from l2rm.data.shards import sample_of
 from l2rm.data.tables import SUFFIXES, write_table
 from l2rm.errors import InputError
 from l2rm.files import written_whole
@@ -30,9 +31,9 @@ def export(queue: ReviewQueue, kind: Kind, path: Path, *, undecided: Undecided =
 
     `decisions`: a row for every decided pair (`pair_id, image, caption, decision, new_image, new_caption`), for
     `l2rm train --decisions`. `pairs`: the repaired table, dropped pairs left out and rematched ones with their new
-    partner, each with `decided_by` (person, audit or nobody). `filter`: keys (pair ids) of the pairs that stay as they
-    are, one a line, for shards whose keys are the pair ids. `index`: the number of the image that each caption is
-    given, as `--mismatch` reads it.
+    partner, each with `decided_by` (person, audit or nobody). `filter`: keys of the pairs that stay as they are, one a
+    line: those of their samples where images lie in WebDataset shards, pair ids elsewhere. `index`: the number of the
+    image that each caption is given, as `--mismatch` reads it.
 
     Args:
         queue: the review.
@@ -54,11 +55,7 @@ def export(queue: ReviewQueue, kind: Kind, path: Path, *, undecided: Undecided =
         return _write_pairs(queue, path, choices)
     if kind == "index":
         return _write_index(queue, path, choices)
-    keys = [queue.folder.pair_ids[row] for row, choice in enumerate(choices) if choice.verdict == "keep"]
-    with written_whole(path) as beside:
-        beside.write_text("".join(f"{' '.join(key.splitlines())}\n" for key in keys), encoding="utf-8")
-    moved = sum(choice.verdict == "rematch" for choice in choices)
-    return Exported(rows=len(keys), note=f"{moved:,} rematched pairs are not listed" if moved else "")
+    return _write_filter(queue, path, choices)
 
 
 def _all(queue: ReviewQueue) -> list[tuple[int, Choice]]:
@@ -106,6 +103,26 @@ def _write_pairs(queue: ReviewQueue, path: Path, choices: list[Choice]) -> Expor
     }
     write_table(path, columns)
     return Exported(rows=len(rows))
+
+
+def _write_filter(queue: ReviewQueue, path: Path, choices: list[Choice]) -> Exported:
+    folder = queue.folder
+    samples = [sample_of(image) for image in folder.images]
+    keys = []
+    for row, image in enumerate(folder.image_of):
+        shard, key = samples[image]
+        keys.append(key if shard else folder.pair_ids[row])
+    stays = [choice.verdict == "keep" for choice in choices]
+    bad = {key for key, stay in zip(keys, stays, strict=True) if not stay}
+    kept = [key for key, stay in zip(keys, stays, strict=True) if stay]
+    listed = dict.fromkeys(key for key in kept if key not in bad)
+    with written_whole(path) as beside:
+        beside.write_text("".join(f"{' '.join(key.splitlines())}\n" for key in listed), encoding="utf-8")
+    moved, unlisted = sum(choice.verdict == "rematch" for choice in choices), sum(key in bad for key in kept)
+    notes = [f"{moved:,} rematched pairs are not listed"] if moved else []
+    if unlisted:
+        notes.append(f"{unlisted:,} that stay share a key with one that does not, and are not listed either")
+    return Exported(rows=len(listed), note="; ".join(notes))
 
 
 def _write_index(queue: ReviewQueue, path: Path, choices: list[Choice]) -> Exported:

@@ -70,6 +70,7 @@ class ReviewQueue:
         self._said = np.array([_CODE[verdict] for verdict in folder.verdicts], dtype=np.int8)[folder.order]
         self._standing: dict[int, Standing] = {}
         self._strays: set[str] = set()
+        self._images = {"", *folder.images}
         self._version = 0
         self._lock = threading.Lock()
         self._texts: list[str] | None = None
@@ -86,13 +87,13 @@ class ReviewQueue:
             for standing in self.store.since(self._version):
                 self._version = standing.version
                 row = self.row_of.get(standing.pair.pair_id)
-                if row is None or self.pair(row) != standing.pair:
-                    self._strays.add(standing.pair.pair_id)
                 if row is not None:
                     self._standing[row] = standing
                     self._decided[self.rank_of[row]] = _CODE[self._valid(row).verdict]
-                    if self.pair(row) == standing.pair:
-                        self._strays.discard(standing.pair.pair_id)
+                if row is None or not self._fits(row, standing):
+                    self._strays.add(standing.pair.pair_id)
+                else:
+                    self._strays.discard(standing.pair.pair_id)
             self.strays = len(self._strays)
             return self._version
 
@@ -121,8 +122,8 @@ class ReviewQueue:
 
     def changes(self, since: int, limit: int = 1000) -> tuple[list[int], int]:
         """Rows decided about after a version, and the version up to which that is told."""
-        self.refresh()
         found = self.store.since(since)[:limit]
+        self.refresh()  # afterwards: no row may be told as it was before its version
         known = (self.row_of.get(standing.pair.pair_id) for standing in found)
         return [row for row in known if row is not None], found[-1].version if found else since
 
@@ -159,9 +160,13 @@ class ReviewQueue:
         return VERDICTS[_CODE[self.folder.verdicts[row]] - 1]
 
     def _valid(self, row: int) -> Choice:
-        """A decision counts as long as the pair is the one that it was made about."""
+        """The decision that counts."""
         standing = self._standing.get(row)
-        return UNDECIDED if standing is None or standing.pair != self.pair(row) else standing.choice
+        return UNDECIDED if standing is None or not self._fits(row, standing) else standing.choice
+
+    def _fits(self, row: int, standing: Standing) -> bool:
+        """Whether the pair is the one that was decided about, and the image that it was to get is still there."""
+        return standing.pair == self.pair(row) and standing.choice.new_image in self._images
 
     def _mask(self, wanted: Filter) -> NDArray[np.bool_]:
         mask = np.ones(len(self.folder), dtype=bool)

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from l2rm.auditing.rematch import Rematched
 from l2rm.data.mismatch import Mismatched, write_index
+from l2rm.data.shards import sample_of
 from l2rm.data.tables import SUFFIXES, write_table
 from l2rm.errors import InputError
 from l2rm.files import written_whole
@@ -61,14 +62,20 @@ def write_rematched(rematched: Rematched, path: str | Path, *, keep_dropped: boo
     return len(kept)
 
 
-def write_filter(rematched: Rematched, path: str | Path) -> None:
+def write_filter(rematched: Rematched, path: str | Path) -> int:
     """Write what to do with the samples of a WebDataset whose images these are.
 
-    The key of a sample is its image's name up to the first dot of the last part, as WebDataset has it in `__key__`.
+    The key of a sample is its image's name up to the first dot of the last part, as WebDataset has it in `__key__`;
+    `shard` is the `.tar` file that the name leads into, "" where it leads into none. Shards may share keys.
 
-    - `.jsonl`: a line a pair: `{"key", "decision", "partner", "pair_id", "caption"}`. `partner` is the key of the
-      sample whose image the caption goes with: another one where the decision is `rematch`, none (null) at `drop`.
-    - `.txt`: the keys, one a line, of the samples to keep as they are: those all of whose pairs are kept.
+    - `.jsonl`: a line a pair: `{"key", "shard", "decision", "partner", "partner_shard", "pair_id", "caption"}`.
+      `partner` is the key of the sample whose image the caption goes with: another one where the decision is `rematch`,
+      none (null) at `drop`.
+    - `.txt`: the keys, one a line, of the samples to keep as they are: those all of whose pairs are kept, in every
+      shard that has the key.
+
+    Returns:
+        Samples that a `.txt` does not list although all their pairs are kept, as another shard's of that key is not.
 
     Raises:
         InputError: another suffix, or the file exists.
@@ -76,34 +83,29 @@ def write_filter(rematched: Rematched, path: str | Path) -> None:
     path = Path(path)
     check_new(path, FILTERS)
     pairs, decisions = rematched.pairs_given, rematched.decision
-    keys = [sample_key(image) for image in pairs.images]
+    samples = [sample_of(image) for image in pairs.images]
+    unlisted = 0
     if path.suffix.lower() == ".txt":
-        bad = {keys[image] for image in pairs.image_of[decisions != "keep"]}
-        lines = [key for key in dict.fromkeys(keys[image] for image in pairs.image_of) if key not in bad]
+        bad = {samples[image] for image in pairs.image_of[decisions != "keep"]}
+        bad_keys = {key for _, key in bad}
+        kept = dict.fromkeys(one for image in pairs.image_of if (one := samples[image]) not in bad)
+        lines = list(dict.fromkeys(key for _, key in kept if key not in bad_keys))
+        unlisted = sum(key in bad_keys for _, key in kept)
     else:
-        lines = [
-            json.dumps(
-                {
-                    "key": keys[pairs.image_of[row]],
-                    "decision": str(decisions[row]),
-                    "partner": None if decisions[row] == "drop" else keys[rematched.image_of[row]],
-                    "pair_id": pairs.pair_ids[row],
-                    "caption": pairs.captions[row],
-                },
-                ensure_ascii=False,
-            )
-            for row in range(len(pairs))
-        ]
+        lines = []
+        for row, image in enumerate(pairs.image_of):
+            shard, key = samples[image]
+            goes_to = None if decisions[row] == "drop" else samples[rematched.image_of[row]]
+            line = {
+                "key": key,
+                "shard": shard,
+                "decision": str(decisions[row]),
+                "partner": goes_to and goes_to[1],
+                "partner_shard": goes_to and goes_to[0],
+                "pair_id": pairs.pair_ids[row],
+                "caption": pairs.captions[row],
+            }
+            lines.append(json.dumps(line, ensure_ascii=False))
     with written_whole(path) as beside:
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def sample_key(image: str) -> str:
-    """The WebDataset key of an image's name.
-
-    Example:
-        >>> sample_key("shard/000012.rgb.jpg"), sample_key("000012.jpg")
-        ('shard/000012', '000012')
-    """
-    path = PurePosixPath(image)
-    return str(path.with_name(path.name.split(".")[0] or path.name))
+    return unlisted

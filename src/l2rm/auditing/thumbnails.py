@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from l2rm.data.packed import open_file
 from l2rm.encoders.pixels import UndecodableImageError, opened, told_if_broken
 
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -12,14 +13,15 @@ FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA",
 
 
 def small_webp(path: Path, side: int) -> bytes:
-    """An image file of at most `side` pixels a side, as WebP without any metadata.
+    """An image file, or a member of a tar file, of at most `side` pixels a side, as WebP without any metadata.
 
     Raises:
         UndecodableImageError: no such file, no image, one of another kind than `FORMATS`, or too many pixels.
     """
     try:
         known = [name for name in FORMATS if name in Image.OPEN or Image.init()]
-        with told_if_broken(), Image.open(path, formats=[name for name in known if name in Image.OPEN]):
+        readable = [name for name in known if name in Image.OPEN]
+        with told_if_broken(), open_file(path) as file, Image.open(file, formats=readable):
             pass
     except UndecodableImageError as error:
         raise UndecodableImageError("no image that is shown") from error

@@ -54,20 +54,22 @@ class AuditShards(Command):
 
     def run(self) -> None:
         from l2rm.scale.engine import opened_engine
-        from l2rm.scale.pipeline import ShardsConfig, audit_shards, finished, is_finished
+        from l2rm.scale.folder import ShardsConfig, is_finished
+        from l2rm.scale.pipeline import audit_shards
         from l2rm.summaries import shards_summary
         from l2rm.training.train import pick_device
 
-        if self.resume and is_finished(self.out):
-            print(shards_summary(finished(self.out)))
-            print(f"finished already: {self.out / 'audit'}")
-            return
         names = ("encoder", "plan", "candidates", "keep_threshold", "rematch_threshold", "seed", "skip_bad")
         config = ShardsConfig(**{name: getattr(self, name) for name in names})
         device = str(pick_device(self.device))
+        done = self.resume and is_finished(self.out)
         with opened_engine(
-            self.engine, address=self.ray_address, processes=self.processes, progress=not self.quiet
+            "local" if done else self.engine,
+            address=self.ray_address,
+            processes=self.processes,
+            progress=not self.quiet,
         ) as engine:
             result = audit_shards(self.source, self.out, config, engine, resume=self.resume, device=device)
         print(shards_summary(result))
-        print(f"every pair: {self.out / 'audit'}, a table a shard")
+        told = "finished already" if done else "every pair"
+        print(f"{told}: {self.out / 'audit'}, a table a shard")

@@ -14,7 +14,7 @@ class Decisions(Command):
     """What was decided about the pairs of an audit: how far the review is, and its export without the page.
 
     FILE is a table (.parquet .csv .tsv .jsonl) of the decisions or, with --what pairs, of the repaired pairs; .txt has
-    the ids of the pairs that stay as they are, one a line, to filter shards with; .npy is an index file for --mismatch.
+    the keys of pairs that stay as they are, one a line, to filter shards with; .npy is an index file for --mismatch.
 
     Examples:
       l2rm decisions audit
@@ -45,7 +45,7 @@ class Decisions(Command):
             "suspicious ones"
         )
         if counts["strays"]:
-            print(f"{counts['strays']} decisions are about pairs that this audit does not have; they do not count")
+            print(f"{counts['strays']} decisions are about pairs or images not in this audit; they do not count")
         if self.out is None:
             return
         special: dict[str, Kind] = {".txt": "filter", ".npy": "index"}

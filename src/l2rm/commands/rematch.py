@@ -81,8 +81,9 @@ class Rematch(Command):
             rows = write_rematched(result, self.out, keep_dropped=self.keep_dropped)
             print(f"{rows} rows written to {self.out}" + self._advice(result, self.out))
         if self.webdataset_filter is not None:
-            write_filter(result, self.webdataset_filter)
-            print(f"filter written to {self.webdataset_filter}")
+            unlisted = write_filter(result, self.webdataset_filter)
+            note = f"; {unlisted} kept samples are not listed, as other shards have their keys: .jsonl tells shards"
+            print(f"filter written to {self.webdataset_filter}" + note * bool(unlisted))
 
     def _check(self) -> None:
         from l2rm.auditing.rematch_files import FILTERS, INDEX, check_new

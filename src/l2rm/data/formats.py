@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2rm.data.features import Features
+from l2rm.data.packed import is_file
 from l2rm.data.pairs import LeftOut, Pairs
 from l2rm.data.shards import find_shards, is_sharded, read_samples
 from l2rm.data.tables import BadRows, read_table, read_text
@@ -237,6 +238,7 @@ def _read_shards(source: str | Path, *, skip_bad: bool) -> Pairs:
         features=None if samples.images is None else samples.images.take(first),
         caption_features=samples.captions,
         source=str(source),
+        left_out=samples.left_out,
     )
 
 
@@ -289,9 +291,9 @@ def _check_cells(columns: dict[str, list[str]], image_root: Path, bad: BadRows) 
                 f"image {image!r} leaves the image root {image_root}",
                 "give paths inside it, with --image-root DIR above them all (for absolute paths, --image-root /)",
             )
-    there = {image: os.path.isfile(os.path.join(image_root, image)) for image in dict.fromkeys(columns["image"])}
+    missing = {image for image in sorted(set(columns["image"])) if not is_file(image_root / image)}
     for row, image in enumerate(columns["image"]):
-        if not there[image]:
+        if image in missing:
             bad.add(row, f"no image file {os.path.join(image_root, image)}", "check the path and the image root")
 
 

@@ -121,13 +121,16 @@ def split_path(path: Path) -> tuple[Path, str] | None:
     """The tar file and the member of a path that leads into one; None for any other path.
 
     Example:
-        >>> split_path(Path("shards/00000.tar/000012.jpg")), split_path(Path("images/a.jpg"))
-        ((PosixPath('shards/00000.tar'), '000012.jpg'), None)
+        >>> import tempfile
+        >>> shard = Path(tempfile.mkdtemp()) / "00000.tar"
+        >>> shard.touch()
+        >>> split_path(shard / "000012.jpg") == (shard, "000012.jpg"), split_path(Path("images/a.jpg"))
+        (True, None)
     """
     if f"{TAR}{os.sep}" not in str(path):
         return None
     for place, part in enumerate(path.parts[:-1]):
-        if part.endswith(TAR) and (archive := Path(*path.parts[: place + 1])).is_file():
+        if part.endswith(TAR) and os.path.isfile(archive := Path(*path.parts[: place + 1])):
             return archive, "/".join(path.parts[place + 1 :])
     return None
 
@@ -153,6 +156,21 @@ def file_state(path: Path) -> FileState:
     return FileState(st_size=size, st_mtime_ns=inside[0].stat().st_mtime_ns)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, or such a member of a tar file.
+
+    Raises:
+        InputError: the tar file is damaged.
+    """
+    if (inside := split_path(path)) is None:
+        return os.path.isfile(path)
+    try:
+        _member(*inside)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def open_file(path: Path) -> BinaryIO:
     """A file, or a member of a tar file, for reading.
 
@@ -165,10 +183,11 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def _member(archive: Path, name: str) -> tuple[int, int]:
-    try:
-        return _archive(archive, archive.stat().st_mtime_ns).members[name]
-    except KeyError:
-        raise FileNotFoundError(2, "no such member of the tar file", name) from None
+    members = _archive(archive, archive.stat().st_mtime_ns).members
+    for stored in (name, f"./{name}"):  # a Path has lost the beginning that `tar cf 0.tar .` gives
+        if stored in members:
+            return members[stored]
+    raise FileNotFoundError(2, "no such member of the tar file", name)
 
 
 @lru_cache(maxsize=_OPEN)

@@ -11,25 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from l2rm.data.features import Features
 from l2rm.data.packed import TAR, Archive, PackedArray
+from l2rm.data.pairs import LeftOut
+from l2rm.data.parquet import PARQUET, ParquetRows, as_text, has_embeddings, unpack_embeddings
 from l2rm.data.tables import BadRows, is_broken
 from l2rm.errors import InputError
 from l2rm.files import cache_folder, written_whole
 
-PARQUET = ".parquet"
-IMAGE_EMBEDDING, CAPTION_EMBEDDING = "image_embedding", "caption_embedding"
-TEXTS = ("pair_id", "image", "caption", "split", "is_mismatched", "true_image")
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 IMAGE_ARRAYS, CAPTION_ARRAY = ("image.npy", "npy"), "caption.npy"
-BATCH = 8192
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRUTH = ("split", "is_mismatched", "true_image", "pair_id")
 
@@ -46,7 +39,7 @@ def is_sharded(source: str | Path) -> bool:
         return not any(path.glob("*_ims.npy")) and any(_in_folder(path))
     if path.suffix == TAR or (_is_pattern(str(source)) and path.suffix in (TAR, PARQUET)):
         return True
-    return path.suffix == PARQUET and path.is_file() and _has_embeddings(path)
+    return path.suffix == PARQUET and path.is_file() and has_embeddings(path)
 
 
 def find_shards(source: str | Path) -> tuple[Path, ...]:
@@ -85,11 +78,16 @@ def _is_pattern(text: str) -> bool:
     return bool(_RANGE.search(text)) or any(character in text for character in "*?")
 
 
-def _has_embeddings(path: Path) -> bool:
-    try:
-        return {IMAGE_EMBEDDING, CAPTION_EMBEDDING} <= set(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError, ValueError):
-        return False  # whoever reads it as a table says what is wrong with it
+def sample_of(image: str) -> tuple[str, str]:
+    """The shard that an image's name leads into, "" if none, and the key that the WebDataset library gives its sample.
+
+    Example:
+        >>> sample_of("00000.tar/a/000012.rgb.jpg"), sample_of("000012.jpg")
+        (('00000.tar', 'a/000012'), ('', '000012'))
+    """
+    before, inside, member = image.partition(f"{TAR}/")
+    folder, slash, last = (member if inside else image).rpartition("/")
+    return before + TAR if inside else "", folder + slash + (last.split(".")[0] or last)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,11 +99,13 @@ class Samples:
             there. `image` is a path from the folder of the shards into one of them, or a name.
         images: an entry a row, where the shards hold arrays and not pictures.
         captions: an embedding a row, where captions are arrays.
+        left_out: what was left out as it could not be used (`skip_bad`).
     """
 
     columns: dict[str, list[str]]
     images: Features | None
     captions: Features | None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["image"])
@@ -124,7 +124,7 @@ def read_samples(shards: Sequence[Path], *, skip_bad: bool = False) -> Samples:
         InputError: whatever cannot be read; names the shard and the sample or row.
     """
     if shards[0].suffix == PARQUET:
-        return _read_parquet(shards)
+        return _read_parquet(shards, skip_bad=skip_bad)
     parts = [_Tar.read(shard, skip_bad=skip_bad) for shard in shards]
     kinds = {part.kind for part in parts}
     if len(kinds) > 1:
@@ -138,6 +138,7 @@ def read_samples(shards: Sequence[Path], *, skip_bad: bool = False) -> Samples:
         columns=columns,
         images=_packed([place for part in parts for place in part.images]),
         captions=_packed([place for part in parts for place in part.captions]),
+        left_out=tuple(one for part in parts for one in part.left_out),
     )
 
 
@@ -156,6 +157,7 @@ class _Tar:
     columns: dict[str, list[str]]
     images: list[Place]
     captions: list[Place]
+    left_out: list[LeftOut]
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -190,6 +192,10 @@ class _Tar:
             columns=columns,
             images=[(archive, one.image_array) for one in good if one.image_array is not None],
             captions=[(archive, one.caption_array) for one in good if one.caption_array is not None],
+            left_out=[
+                LeftOut(row=f"{path.stem}/{rows[row].key}", image=rows[row].texts["image"], reason=bad.reasons[row])
+                for row in sorted(bad.reasons)
+            ],
         )
 
 
@@ -215,8 +221,9 @@ def _sample(archive: Archive, key: str, parts: dict[str, str], bad: BadRows, row
             bad.add(row, f"{parts['txt']} is not UTF-8", "save it in that encoding")
     if CAPTION_ARRAY not in parts and not (isinstance(caption, str) and caption.strip()):
         bad.add(row, f"{key} has no caption", "write KEY.txt, or KEY.json with a caption")
-    texts = {"image": f"{archive.path.name}/{picture or array}", "caption": str(caption or key)}
-    texts |= {name: _cell(about[name]) for name in _TRUTH if about.get(name) is not None}
+    name = picture or array
+    texts = {"image": f"{archive.path.name}/{name}" if name else "", "caption": str(caption or key)}
+    texts |= {name: as_text(about[name]) for name in _TRUTH if about.get(name) is not None}
     if any(is_broken(text) for text in texts.values()):
         bad.add(row, f"{key} has half of a character (a lone surrogate)", "write it anew, as UTF-8")
     texts.setdefault("pair_id", f"{archive.path.stem}/{key}")
@@ -236,139 +243,29 @@ def _about(archive: Archive, key: str, name: str | None, bad: BadRows, row: int)
     return about
 
 
-def _cell(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 # ------------------------------------------------------------------------------------------------------------- parquet
 
 
-def parquet_rows(shard: Path) -> int:
-    """Rows of a Parquet shard.
-
-    Raises:
-        InputError: it cannot be read, or lacks a column of embeddings.
-    """
-    with _parquet(shard) as file:
-        return int(file.metadata.num_rows)
-
-
-def parquet_embeddings(shard: Path, *, size: int = BATCH) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Embeddings of images and of captions, some rows at a time.
-
-    Raises:
-        InputError: as `parquet_rows`, and embeddings of several lengths; names the row.
-    """
-    with _parquet(shard) as file:
-        row = 0
-        try:
-            for batch in file.iter_batches(batch_size=size, columns=[IMAGE_EMBEDDING, CAPTION_EMBEDDING]):
-                yield _matrix(shard, IMAGE_EMBEDDING, batch, row), _matrix(shard, CAPTION_EMBEDDING, batch, row)
-                row += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(shard, error) from error
-
-
-def parquet_texts(shard: Path) -> dict[str, list[str]]:
-    """The columns of texts that we know, those that are there.
-
-    Raises:
-        InputError: a cell that is no text; names the row.
-    """
-    with _parquet(shard) as file:
-        try:
-            table = file.read(columns=[name for name in TEXTS if name in file.schema_arrow.names])
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(shard, error) from error
-    return {name: _texts(shard, name, table[name]) for name in table.column_names}
-
-
-def _parquet(shard: Path) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(shard)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(shard, error) from error
-    for name in (IMAGE_EMBEDDING, CAPTION_EMBEDDING):
-        if name not in file.schema_arrow.names:
-            present = ", ".join(file.schema_arrow.names) or "none"
-            raise InputError(
-                f"{shard}: no column {name!r} among its columns ({present}); shards of Parquet hold embeddings, and a "
-                "table of image files is given by itself"
-            )
-    return file
-
-
-def _unreadable(shard: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{shard}: cannot be read as Parquet ({reason}); write it again")
-
-
-def _matrix(shard: Path, name: str, batch: pa.RecordBatch, row: int) -> NDArray[Any]:
-    column = batch.column(name)
-    kind = column.type
-    if not (pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or (
-        kind.value_type not in (pa.float16(), pa.float32(), pa.float64())
-    ):
-        raise InputError(f"{shard}: {name} is {kind}; write lists of floats, all of one length")
-    lengths = np.asarray(pc.list_value_length(column).fill_null(-1))
-    if len(odd := np.flatnonzero((lengths != lengths[0]) | (lengths < 1))):
-        raise InputError(f"{shard}:row {row + odd[0] + 1}: {name} has another length; make all of one length")
-    values = column.flatten()
-    if values.null_count:
-        raise InputError(f"{shard}: {name} has empty entries from row {row + 1} on; fill them, or leave such rows out")
-    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
-
-
-def _texts(shard: Path, name: str, column: pa.ChunkedArray) -> list[str]:
-    cells = column.to_pylist()
-    for row, cell in enumerate(cells):
-        if not isinstance(cell, str | int | float):
-            raise InputError(f"{shard}:row {row + 1}: {name} is {type(cell).__name__}, not a text; write one")
-    return [_cell(cell) for cell in cells]
-
-
-def _read_parquet(shards: Sequence[Path]) -> Samples:
+def _read_parquet(shards: Sequence[Path], *, skip_bad: bool) -> Samples:
     """Texts into memory, embeddings into arrays of the cache: Parquet has no way to a single row."""
-    state = [(str(one.absolute()), one.stat().st_size, one.stat().st_mtime_ns) for one in shards]
-    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+    parts = [ParquetRows.find(shard, skip_bad=skip_bad) for shard in shards]
+    for part in parts:
+        if set(part.texts) != set(parts[0].texts):
+            raise InputError(f"{part.shard}: has other columns than {shards[0].name}; write all alike")
+    states = [(str(one.absolute()), one.stat().st_size, one.stat().st_mtime_ns) for one in shards]
+    without = [sorted(part.bad.reasons) for part in parts if part.bad.reasons]
+    key = hashlib.sha256(json.dumps([states, without] if without else states).encode()).hexdigest()[:16]
     images, captions = (cache_folder() / "shards" / f"{key}-{what}.npy" for what in ("images", "captions"))
-    columns: dict[str, list[str]] | None = None
-    for shard in shards:
-        texts = parquet_texts(shard)
-        columns = {name: [] for name in texts} if columns is None else columns
-        if set(columns) != set(texts):
-            raise InputError(f"{shard}: has other columns than {shards[0].name}; write all alike")
-        for name, cells in texts.items():
-            columns[name] += cells
-    assert columns is not None
-    rows = sum(map(parquet_rows, shards))
     if not (images.exists() and captions.exists()):
         with written_whole(images) as one, written_whole(captions) as two:
-            unpack_embeddings(shards, rows, one, two)
+            unpack_embeddings(parts, one, two)
+    columns = {name: [cell for part in parts for cell in part.texts[name]] for name in parts[0].texts}
+    rows = sum(map(len, parts))
     columns.setdefault("image", [f"image {row}" for row in range(rows)])
     columns.setdefault("caption", [f"caption {row}" for row in range(rows)])
-    return Samples(columns=columns, images=Features.open(images), captions=Features.open(captions))
-
-
-def unpack_embeddings(shards: Sequence[Path], rows: int, images: Path, captions: Path) -> None:
-    """Write the embeddings of Parquet shards, of so many rows in all, as two .npy files.
-
-    Raises:
-        InputError: as `parquet_embeddings`, other dimensions from shard to shard, or no row at all.
-    """
-    arrays: list[NDArray[Any]] = []
-    row = 0
-    for shard in shards:
-        for found in parquet_embeddings(shard):
-            if not arrays:
-                arrays = [
-                    open_memmap(path, mode="w+", dtype=one.dtype, shape=(rows, one.shape[1]))  # type: ignore[no-untyped-call]
-                    for path, one in zip((images, captions), found, strict=True)
-                ]
-            for array, one in zip(arrays, found, strict=True):
-                if one.shape[1] != array.shape[1]:
-                    raise InputError(f"{shard}: {one.shape[1]} dimensions after {array.shape[1]}; make all alike")
-                array[row : row + len(one)] = one
-            row += len(found[0])
-    if not arrays:
-        raise InputError(f"{shards[0]}: no rows; leave it out")
+    return Samples(
+        columns=columns,
+        images=Features.open(images),
+        captions=Features.open(captions),
+        left_out=tuple(one for part in parts for one in part.left_out),
+    )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 from l2rm.auditing.check import checked_probability
 from l2rm.auditing.evidence import draw_negatives
 from l2rm.auditing.folder import FORMAT, TABLE, mixture_facts
+from l2rm.data.packed import TAR
 from l2rm.data.shards import find_shards
+from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, measure_detection
 from l2rm.files import written_whole
@@ -24,64 +25,15 @@ from l2rm.rematching.division import BetaMixture
 from l2rm.rematching.partners import find_partners
 from l2rm.rematching.together import Units
 from l2rm.scale.engine import Engine
+from l2rm.scale.folder import FACTS, ShardsAudit, ShardsConfig, begin, finished, is_finished
 from l2rm.scale.stages import GROUP, Decide, Judge, Sample, Search, Suggest
-from l2rm.scale.vectors import Embed, Whole, file_of
+from l2rm.scale.vectors import Embed, Whole, keys_of
 
-CONFIG, FACTS, TABLES, WORK = "config.json", "audit.json", "audit", "work"
+LEFT_OUT, TABLES, WORK = "left_out.csv", "audit", "work"
 FITTED = 10_000_000
 """Losses that the mixture is fitted to, at most: of more, that many are drawn."""
 REVIEWED = 1_000_000
 """Pairs up to which the tables are joined to the `audit.parquet` that the review page reads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardsConfig:
-    """How shards are audited.
-
-    Attributes:
-        encoder: a model of transformers for shards of pictures, by folder or OWNER/MODEL; None for embeddings.
-        plan: rematch all mismatched captions at once by one transport plan, as `l2rm rematch` does, instead of
-            suggesting to each its best image.
-        candidates: images that a caption may choose from in the plan.
-        keep_threshold: keep a pair whose match probability is at least this.
-        rematch_threshold: of the others, rematch those whose confidence is at least this and drop the rest.
-        margin: of the hinge.
-        seed: draws the negatives.
-        skip_bad: leave out samples whose picture does not decode, and the like.
-    """
-
-    encoder: str | None = None
-    plan: bool = False
-    candidates: int = 64
-    keep_threshold: float = 0.5
-    rematch_threshold: float = 0.5
-    margin: float = 0.2
-    seed: int = 0
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("keep_threshold", "rematch_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"audit: {name}={getattr(self, name)}; give a probability between 0 and 1")
-        if self.candidates < 1:
-            raise InputError(f"audit: candidates={self.candidates}; give at least one, such as 64")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardsAudit:
-    """What came out; the tables lie in `folder / "audit"`.
-
-    Attributes:
-        folder: the --out.
-        counts: pairs, images, mismatched, keep, rematch, drop, left_out.
-        mismatch_ratio: the weight of the mismatched component.
-        detection: against the truth, where the shards know it.
-    """
-
-    folder: Path
-    counts: dict[str, int]
-    mismatch_ratio: float
-    detection: Detection | None
 
 
 def audit_shards(
@@ -114,62 +66,16 @@ def audit_shards(
     """
     folder = Path(out).absolute()
     shards = tuple(one.absolute() for one in find_shards(source))
-    _begin(folder, shards, config, resume)
-    if (folder / FACTS).exists():
+    if shards[0].suffix == TAR and len({one.parent for one in shards}) > 1:  # images are named from there
+        raise InputError(f"{source}: shards of several folders; move them into one, or take one after the other")
+    begin(folder, shards, config, resume=resume)
+    if is_finished(folder):
         return finished(folder)
     run = _Run(folder=folder, shards=shards, config=config, engine=engine, source=str(source))
     whole, left_out = run.embedded(device)
     probability, mixture = run.judged(whole)
     partners = run.planned(whole, probability) if config.plan else run.suggested(whole, probability, mixture)
     return run.decided(whole, probability, mixture, partners, left_out)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether an audit of shards has come to its end there."""
-    return (folder / FACTS).exists()
-
-
-def finished(folder: Path) -> ShardsAudit:
-    """What a finished audit told."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    found = facts["detection"]
-    return ShardsAudit(
-        folder=folder,
-        counts=facts["counts"],
-        mismatch_ratio=facts["mismatch_ratio"],
-        detection=None if found is None else Detection(**found),
-    )
-
-
-def _begin(folder: Path, shards: Sequence[Path], config: ShardsConfig, resume: bool) -> None:
-    """Write what is to be done; or see that it is what was begun."""
-    states = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in shards]
-    facts = json.loads(json.dumps({"format": 1, "config": asdict(config), "shards": states}))
-    path = folder / CONFIG
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: holds other files; give --out a new folder")
-        with written_whole(path) as beside:
-            beside.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        return
-    if not resume:
-        raise InputError(f"{folder}: an audit was begun there; go on with --resume, or give another --out")
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        was, then = begun["config"], begun["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); begin anew in another --out") from error
-    for name, value in facts["config"].items():
-        if was.get(name) != value:
-            raise InputError(
-                f"{folder}: {name} was {was.get(name)} and is now {value}; resume an audit as it was begun"
-            )
-    if then != facts["shards"]:
-        changed = [now[0] for now, before in zip(facts["shards"], then, strict=False) if now != before]
-        raise InputError(
-            f"{folder}: the shards are not those that it was begun with ({changed[0] if changed else 'others'}); begin "
-            "anew in another --out"
-        )
 
 
 class _Stage(Protocol):
@@ -211,8 +117,8 @@ class _Run:
 
     # --------------------------------------------------------------------------------------------------------- stages
 
-    def embedded(self, device: str) -> tuple[Whole, int]:
-        """All shards as one data set, and how many samples were left out."""
+    def embedded(self, device: str) -> tuple[Whole, list[dict[str, str]]]:
+        """All shards as one data set, and the samples that were left out: row, image and reason of each."""
         config, folder = self.config, self.work / "vectors"
         embed = Embed(
             shards=self.shards,
@@ -232,13 +138,19 @@ class _Run:
         whole = Whole(folder=folder, starts=starts, shared=self._shared(folder, told))
         if whole.n_images < 2:
             raise InputError(f"{self.source}: one image; it takes two images to compare")
-        return whole, sum(one["left_out"] for one in told)
+        if "pair_id" in told[0]["columns"] and (twins := whole.twin_ids()):
+            one, two = (self.shards[np.searchsorted(whole.starts, row, side="right") - 1] for row in twins[:2])
+            raise InputError(
+                f"{two}: pair_id {twins[2]!r} stands in {one.name} already; give every pair of all shards its own, or "
+                "leave them out"
+            )
+        return whole, [row for one in told for row in one["left_out"]]
 
     def _shared(self, folder: Path, told: list[dict[str, Any]]) -> tuple[Path, Path] | None:
         """Rows of one image's name share an image, numbered as it first appears; None where names are all distinct."""
         if "image" not in told[0]["columns"]:
             return None
-        keys = np.concatenate([np.load(file_of(folder, number, "-keys.npy")) for number in range(len(told))])
+        keys = keys_of(folder, len(told), "image")
         _, first, place = np.unique(keys, return_index=True, return_inverse=True)
         if len(first) == len(keys):
             return None
@@ -321,7 +233,7 @@ class _Run:
         probability: NDArray[np.float64],
         mixture: BetaMixture,
         partners: _Partners,
-        left_out: int,
+        left_out: list[dict[str, str]],
     ) -> ShardsAudit:
         """Tables of all shards, and the counts."""
         config = self.config
@@ -335,7 +247,7 @@ class _Run:
             **vars(partners),
         )
         self._do(stage, len(self.shards), "writing tables")
-        counts = {"pairs": len(whole), "images": whole.n_images, "left_out": left_out}
+        counts = {"pairs": len(whole), "images": whole.n_images, "left_out": len(left_out)}
         counts["mismatched"] = int((probability < config.keep_threshold).sum())
         confidence, image = np.load(partners.confidence), np.load(partners.image)
         counts["keep"] = len(whole) - counts["mismatched"]
@@ -357,6 +269,8 @@ class _Run:
             "mismatch_ratio": mixture.mismatch_ratio,
             "detection": None if detection is None else asdict(detection),
         }
+        if left_out:
+            write_table(self.folder / LEFT_OUT, {name: [one[name] for one in left_out] for name in left_out[0]})
         with written_whole(self.folder / FACTS) as beside:
             beside.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(self.work)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2rm.data.shards import PARQUET, parquet_rows, parquet_texts, read_samples, unpack_embeddings
+from l2rm.data.pairs import LeftOut
+from l2rm.data.parquet import PARQUET, ParquetRows, unpack_embeddings
+from l2rm.data.shards import read_samples
 from l2rm.data.tables import BadRows
 from l2rm.encoders.pixels import UndecodableImageError
 from l2rm.encoders.towers import l2_normalise
@@ -21,6 +23,7 @@ from l2rm.errors import InputError
 from l2rm.files import written_whole
 
 IMAGES, CAPTIONS = "images", "captions"
+KEYS = {"image": "-keys.npy", "pair_id": "-ids.npy"}
 CHUNK = 8192
 PICTURES = 16
 """Pictures that are decoded and encoded at a time."""
@@ -38,8 +41,8 @@ class Embed:
 
     Attributes:
         shards: all of them.
-        folder: for `N-images.npy`, `N-captions.npy`, `N.arrow` (texts), `N-keys.npy` (a number a picture's name) and,
-            once they are whole, `N.json`.
+        folder: for `N-images.npy`, `N-captions.npy`, `N.arrow` (texts), `N-keys.npy` and `N-ids.npy` (a number for each
+            picture's name and for each pair id) and, once they are whole, `N.json`.
         encoder: a model of transformers, for pictures; None for embeddings.
         skip_bad: leave samples out that cannot be used.
         device: where the encoder runs.
@@ -66,8 +69,9 @@ class Embed:
         captions = file_of(self.folder, number, "-captions.npy")
         with written_whole(images) as one, written_whole(captions) as two:
             if shard.suffix == PARQUET:
-                texts, left_out = parquet_texts(shard), 0
-                unpack_embeddings([shard], parquet_rows(shard), one, two)
+                part = ParquetRows.find(shard, skip_bad=self.skip_bad)
+                texts, left_out = part.texts, part.left_out
+                unpack_embeddings([part], one, two)
             else:
                 texts, left_out = self._packed(shard, one, two)
             rows, dim = _checked(shard, one, two)
@@ -78,14 +82,16 @@ class Embed:
             table = pa.table(known) if known else pa.table({"_": pa.nulls(rows)})
             with pa.OSFile(str(beside), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table, max_chunksize=CHUNK)
-        if "image" in texts:
-            with written_whole(file_of(self.folder, number, "-keys.npy")) as beside:
-                np.save(beside, np.array([_key(name) for name in texts["image"]], dtype=np.uint64))
+        for column, ending in KEYS.items():
+            if column in texts:
+                with written_whole(file_of(self.folder, number, ending)) as beside:
+                    np.save(beside, np.array([_key(name) for name in texts[column]], dtype=np.uint64))
         with written_whole(self.record(number)) as beside:
-            beside.write_text(json.dumps({"rows": rows, "dim": dim, "left_out": left_out, "columns": list(known)}))
+            told = {"rows": rows, "dim": dim, "left_out": [asdict(one) for one in left_out], "columns": list(known)}
+            beside.write_text(json.dumps(told))
 
-    def _packed(self, shard: Path, images: Path, captions: Path) -> tuple[dict[str, list[str]], int]:
-        """Write the arrays of a tar file; its texts, and how many samples were left out."""
+    def _packed(self, shard: Path, images: Path, captions: Path) -> tuple[dict[str, list[str]], tuple[LeftOut, ...]]:
+        """Write the arrays of a tar file; its texts, and the samples that were left out."""
         samples = read_samples([shard], skip_bad=self.skip_bad)
         texts = samples.columns
         if samples.images is not None and samples.captions is not None:
@@ -93,20 +99,26 @@ class Embed:
                 raise InputError(f"{shard}: holds regions; embeddings are one vector each")
             np.save(images, samples.images.array[:])
             np.save(captions, samples.captions.array[:])
-            return texts, 0
+            return texts, samples.left_out
         if samples.images is not None or samples.captions is not None:
             raise InputError(f"{shard}: holds embeddings of one kind only; pack KEY.image.npy and KEY.caption.npy")
         if self.encoder is None:
             raise InputError(
                 f"{shard}: holds pictures; give a model that embeds them and their captions (--encoder NAME)"
             )
-        good, found = _encoded(shard, texts, self.encoder, self.device, self.skip_bad)
+        found, bad = _encoded(shard, texts, self.encoder, self.device, self.skip_bad)
+        good = bad.rest(len(samples))
+        undecodable = (
+            LeftOut(row=texts["pair_id"][row], image=texts["image"][row], reason=bad.reasons[row])
+            for row in sorted(bad.reasons)
+        )
+        left_out = (*samples.left_out, *undecodable)
         texts = {name: [cells[row] for row in good] for name, cells in texts.items()}
         towers = _towers(self.encoder, self.device)
         words = [towers.texts(texts["caption"][start : start + 64]) for start in range(0, len(good), 64)]
-        np.save(images, found)
+        np.save(images, np.concatenate(found))
         np.save(captions, torch.cat(words).numpy().astype(np.float16))
-        return texts, len(samples) - len(good)
+        return texts, left_out
 
 
 @lru_cache(maxsize=1)
@@ -118,8 +130,8 @@ def _towers(name: str, device: str) -> Any:
 
 def _encoded(
     shard: Path, texts: dict[str, list[str]], encoder: str, device: str, skip_bad: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """The rows whose picture decodes, and embeddings of these."""
+) -> tuple[list[NDArray[np.float16]], BadRows]:
+    """Embeddings of the pictures that decode, some at a time, and the rows of those that do not."""
     towers, bad = _towers(encoder, device), BadRows(shard, skip=skip_bad, unit="sample")
     found: list[NDArray[np.float16]] = []
     pixels: list[NDArray[np.float32]] = []
@@ -132,7 +144,7 @@ def _encoded(
         if pixels and (len(pixels) == PICTURES or row == rows - 1):
             found.append(towers.images(np.stack(pixels)).numpy().astype(np.float16))
             pixels = []
-    return bad.rest(rows), np.concatenate(found)
+    return found, bad
 
 
 def _checked(shard: Path, images: Path, captions: Path) -> tuple[int, int]:
@@ -164,6 +176,11 @@ def _truth(shard: Path, texts: dict[str, list[str]]) -> list[bool] | None:
 
 def _key(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def keys_of(folder: Path, shards: int, column: str) -> NDArray[np.uint64]:
+    """A number for the text of each row of all shards: that of its `image`, or its `pair_id`."""
+    return np.concatenate([np.load(file_of(folder, number, KEYS[column])) for number in range(shards)])
 
 
 # ------------------------------------------------------------------------------------------------------------ all rows
@@ -223,6 +240,17 @@ class Whole:
             for place, cell in zip(places.tolist(), found, strict=True):
                 cells[place] = cell
         return cells
+
+    def twin_ids(self) -> tuple[int, int, str] | None:
+        """Two rows of one pair id, and the id; None where each has its own."""
+        keys = keys_of(self.folder, len(self.starts) - 1, "pair_id")
+        order = np.argsort(keys, kind="stable")
+        twins = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])[:1024]  # seldom, two ids have one key
+        first, second = order[twins], order[twins + 1]
+        ids = zip(self.texts("pair_id", first) or (), self.texts("pair_id", second) or (), strict=True)
+        return next(
+            ((int(first[place]), int(second[place]), one) for place, (one, two) in enumerate(ids) if one == two), None
+        )
 
     def _take(self, kind: str, rows: NDArray[np.int64]) -> Tensor:
         parts: list[tuple[NDArray[np.int64], NDArray[Any]]] = []

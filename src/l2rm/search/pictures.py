@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from l2rm.data.packed import open_file
 from l2rm.encoders.pixels import on_white
 from l2rm.errors import InputError
 
@@ -42,7 +43,7 @@ def thumbnail(path: Path, size: int) -> bytes:
         InputError: there is no such file, or it does not decode.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"{path.name}: too many pixels to show")
             picture.draft("RGB", (2 * size, 2 * size))

@@ -38,7 +38,7 @@ async function start() {
     tell();
     await restart();
     if (!summary.has_images) say("This audit has no pixels: judge by captions and image names.");
-    if (progress.strays) trouble(`${thousands(progress.strays)} earlier decisions are about pairs that this audit does not have; they are kept but not counted.`, [["OK", () => trouble("")]]);
+    if (progress.strays) trouble(`${thousands(progress.strays)} earlier decisions are about pairs or images not in this audit; they are kept but not counted.`, [["OK", () => trouble("")]]);
     setInterval(poll, POLL);
   } catch (error) {
     byId("loading").hidden = true;
