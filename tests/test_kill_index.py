@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import killing
@@ -32,6 +34,17 @@ def vectors(folder: Path, count: int, seed: int = 0) -> str:
     for name in ("images", "captions"):
         np.save(folder / f"{name}.npy", generator.normal(size=(count, 8)).astype(np.float32))
     return f"{folder}/images.npy,{folder}/captions.npy"
+
+
+def named_vectors(folder: Path, count: int, seed: int = 0) -> str:
+    """The same as Parquet, which names its images: what is added twice is there once."""
+    vectors(folder, count, seed)
+    arrays = {name: np.load(folder / f"{name}.npy") for name in ("images", "captions")}
+    columns = {
+        f"{name[:-1]}_embedding": pa.array(array.tolist(), pa.list_(pa.float32())) for name, array in arrays.items()
+    }
+    pq.write_table(pa.table({"image": [f"more {n}" for n in range(count)], **columns}), folder / "more.parquet")
+    return str(folder / "more.parquet")
 
 
 def answers(index: Path) -> tuple[int, Found]:
@@ -81,7 +94,7 @@ CHANGES = {
 @pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_index_that_is_killed_as_it_is_changed(change: str, before: bool, tmp_path: Path) -> None:
-    start, more = vectors(tmp_path / "start", 40), vectors(tmp_path / "more", 50, seed=1)
+    start, more = vectors(tmp_path / "start", 40), named_vectors(tmp_path / "more", 50, seed=1)
     first = tmp_path / "first"
     assert main(["index", "--data", start, "--exact", "--out", str(first)]) == 0
     assert main(["index", "--out", str(first), "--remove", "image:0"]) == 0

@@ -339,3 +339,11 @@ def test_which_sources_are_shards(tmp_path: Path) -> None:
         find_shards(tmp_path / "s")
     with pytest.raises(InputError, match="no shards"):
         find_shards(tmp_path / "t")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_images_that_parquet_does_not_name_are_counted(named: bool, tmp_path: Path) -> None:
+    embeddings = pa.array(np.eye(4, dtype=np.float32).tolist(), pa.list_(pa.float32()))
+    columns = {"image_embedding": embeddings, "caption_embedding": embeddings}
+    pq.write_table(pa.table({"image": list("abcd"), **columns} if named else columns), tmp_path / "0.parquet")
+    assert Pairs.read(tmp_path).named is named

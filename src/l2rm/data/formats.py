@@ -238,6 +238,7 @@ def _read_shards(source: str | Path, *, skip_bad: bool) -> Pairs:
         features=None if samples.images is None else samples.images.take(first),
         caption_features=samples.captions,
         source=str(source),
+        named=samples.named,
         left_out=samples.left_out,
     )
 

@@ -100,12 +100,14 @@ class Samples:
         images: an entry a row, where the shards hold arrays and not pictures.
         captions: an embedding a row, where captions are arrays.
         left_out: what was left out as it could not be used (`skip_bad`).
+        named: the shards name the images; if not, `image` only counts them.
     """
 
     columns: dict[str, list[str]]
     images: Features | None
     captions: Features | None
     left_out: tuple[LeftOut, ...] = ()
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.columns["image"])
@@ -261,6 +263,7 @@ def _read_parquet(shards: Sequence[Path], *, skip_bad: bool) -> Samples:
             unpack_embeddings(parts, one, two)
     columns = {name: [cell for part in parts for cell in part.texts[name]] for name in parts[0].texts}
     rows = sum(map(len, parts))
+    named = "image" in columns
     columns.setdefault("image", [f"image {row}" for row in range(rows)])
     columns.setdefault("caption", [f"caption {row}" for row in range(rows)])
     return Samples(
@@ -268,4 +271,5 @@ def _read_parquet(shards: Sequence[Path], *, skip_bad: bool) -> Samples:
         images=Features.open(images),
         captions=Features.open(captions),
         left_out=tuple(one for part in parts for one in part.left_out),
+        named=named,
     )
