@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint docs check-slow fuzz coverage test-core test-lowest release-check mutants clean
+.PHONY: help install quickstart test test-long lint docs check-slow fuzz coverage test-core test-lowest release-check mutants clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +31,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=ci
 test: install ## Run the tests
 	$(PYTEST) -n 2
 
+test-long: install ## Run those that take seconds each: processes that are killed, Ray, every command of the pages
+	$(PYTEST) -n 2 -m "long and not slow"
+
 lint: install docs ## Check style, types, the order of the rooms, and that the pages build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -40,7 +43,7 @@ lint: install docs ## Check style, types, the order of the rooms, and that the p
 docs: install ## Build the pages into build/docs; a broken link or a docstring that cannot be read is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-check-slow: lint test release-check ## Everything that takes longer: slow tests, docstrings' examples, a release tried out
+check-slow: lint test test-long release-check ## Everything that takes longer: slow tests, docstrings' examples, a release tried out
 	$(PYTEST) -m slow || [ $$? -eq 5 ]  # 5: there are no slow tests
 	$(PYTEST) --doctest-modules src/l2rm
 
@@ -56,7 +59,7 @@ fuzz: install ## Damaged files of every kind, many thousands of them: half an ho
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --hypothesis-profile=fuzz tests/test_fuzz.py
 
 coverage: install ## Which lines the tests reach
-	$(PYTEST) -n 2 --cov=l2rm --cov-branch --cov-report=term:skip-covered --cov-report=html:build/coverage
+	$(PYTEST) -n 2 -m "not slow" --cov=l2rm --cov-branch --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 mutants: install ## Which of 200 mistakes made in rematching/ the tests would not see: half an hour and more
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --out build/mutants.json
@@ -67,14 +70,14 @@ test-core: ## The tests with no extra installed: what needs one says so and is s
 	$(PYTHON) benchmarks/requirements.py core > build/core.txt
 	build/core/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r build/core.txt
 	build/core/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	OMP_NUM_THREADS=1 build/core/bin/python -m pytest -q -rs --hypothesis-profile=ci -n 2
+	OMP_NUM_THREADS=1 build/core/bin/python -m pytest -q -rs --hypothesis-profile=ci -n 2 -m "not slow"
 
 test-lowest: ## The tests with the lowest versions that pyproject.toml admits, torch excepted
 	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
 	$(PYTHON) benchmarks/requirements.py lowest > build/lowest.txt
 	build/lowest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r build/lowest.txt
 	build/lowest/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -q --hypothesis-profile=ci -n 2
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -q --hypothesis-profile=ci -n 2 -m "not slow"
 
 clean: ## Remove what make and the tools have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -295,6 +295,7 @@ def test_table_of_images_end_to_end(tmp_path: Path, tiny: list[str], capsys: pyt
 # ------------------------------------------------------------------------------------------------------ interruption
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )

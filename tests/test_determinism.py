@@ -20,6 +20,7 @@ OPTIONS = [
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.long
 def test_processes_of_one_seed_agree_and_those_of_another_do_not(precomp: Path, index: Path, tmp_path: Path) -> None:
     def arguments(name: str, *more: str) -> list[str]:
         return ["train", str(precomp), "--mismatch", str(index), "--out", str(tmp_path / name), *OPTIONS, *more]

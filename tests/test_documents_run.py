@@ -342,6 +342,7 @@ def follow(page: str, world: World, *, long: bool) -> None:
             world.run(words)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if any(is_run(words, long=False) for words in shown_in(page))])
 def test_commands(page: str, world: World) -> None:
     follow(page, world, long=False)

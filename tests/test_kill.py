@@ -18,7 +18,7 @@ from killing import dies_at_rename, killed, started
 from l2rm.cli import main
 from l2rm.encoders.store import FeatureStore
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 SMALL = [
     "--batch-size=16", "--warmup-epochs=2", "--rematching-epochs=3", "--decay-every=1", "--lr=0.01", "--save-seconds=0",
     "--model.similarity=cosine", "--model.embed-dim=16", "--model.word-dim=8", "--model.min-word-count=1",

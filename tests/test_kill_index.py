@@ -23,7 +23,7 @@ from l2rm.cli import main
 from l2rm.errors import InputError
 from l2rm.search.index import Index
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 Found = list[tuple[str, float]]
 
 

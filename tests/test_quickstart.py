@@ -154,6 +154,7 @@ def test_everything_is_written_resumed_and_kept_from_another_seed(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny", "one_thread")
 def test_what_fails_in_a_process_is_told_and_leaves_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "recipe", lambda: dataclasses.replace(tiny_recipe(), lr=-1.0))
@@ -163,6 +164,7 @@ def test_what_fails_in_a_process_is_told_and_leaves_no_summary(tmp_path: Path, m
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_a_process_that_is_killed_is_told_and_the_other_saves(tmp_path: Path) -> None:
     pairs, dev, _ = tiny_pairs().split(dev=16, test=24, seed=0)

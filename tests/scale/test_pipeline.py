@@ -87,6 +87,7 @@ def test_the_plan_is_that_of_a_rematch(shards: Path, here: Engine, tmp_path: Pat
     np.testing.assert_allclose(confidence, rematched.partners.confidence[bad], atol=1e-4)
 
 
+@pytest.mark.long
 def test_ray_finds_what_one_process_finds_and_tells_what_is_wrong(
     shards: Path, here: Engine, on_ray: OnRay, tmp_path: Path
 ) -> None:

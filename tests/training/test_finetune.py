@@ -35,7 +35,7 @@ from l2rm.training.trainer import Trainer
 
 pytest.importorskip("transformers", reason="the extra hf (transformers) is not installed")
 pytest.importorskip("peft", reason="the extra finetune (peft) is not installed")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 FOLDS = {"folds": 2, "fold_rounds": 1, "take": "weight", "steps": "pairs", "matched_objective": "infonce"}
 SPLIT = {"one_mode": "mixture", "estimator": "moments"}  # suspects, even where the losses name none
 METHODS: dict[str, dict[str, Any]] = {

@@ -20,6 +20,7 @@ from l2rm.training import processes
 from l2rm.training.run import read_lines, read_weights
 
 SCRIPT = Path(__file__).with_name("several_run.py")
+pytestmark = pytest.mark.long
 pytest.importorskip("accelerate", reason="extra distributed: pip install 'l2rm[distributed]'")
 
 

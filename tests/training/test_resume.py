@@ -89,6 +89,7 @@ def test_after_a_kill_in_the_middle_of_a_rematching_epoch(finished, go, tmp_path
     assert_same(go(), finished)
 
 
+@pytest.mark.long
 def test_after_an_interrupt_of_a_process(finished, go, tmp_path):
     process = start(tmp_path / "run", steps=17, save_seconds=1000)
     with pytest.raises(InputError, match=f"process {process.pid} on .* is training there"):
