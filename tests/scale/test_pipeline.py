@@ -252,14 +252,17 @@ def test_samples_that_are_left_out_of_tar_files_are_counted(here: Engine, tmp_pa
                 if ending == "json":
                     file.write(b"[]" if row == 3 else b"{}")
                 else:
-                    np.save(file, vector)
+                    np.save(file, np.full_like(vector, np.nan) if (row, ending) == (5, "caption.npy") else vector)
                 info = tarfile.TarInfo(f"{row}.{ending}")
                 info.size = file.tell()
                 file.seek(0)
                 tar.addfile(info, file)
     result = audit_shards(tmp_path / "0.tar", tmp_path / "audit", ShardsConfig(skip_bad=True), here)
-    assert (result.counts["pairs"], result.counts["left_out"]) == (19, 1)
-    assert "0/3" in (tmp_path / "audit" / "left_out.csv").read_text()
+    assert (result.counts["pairs"], result.counts["left_out"]) == (18, 2)
+    left_out = list(csv.DictReader((tmp_path / "audit" / "left_out.csv").open()))
+    assert [row["row"] for row in left_out] == ["0/3", "0/5"]
+    assert left_out[1]["reason"] == "the embedding of its caption has a NaN or infinite value"
+    assert not {"0/3", "0/5"} & set(tables(tmp_path / "audit")["pair_id"].to_pylist())
 
 
 def test_tar_files_of_several_folders_are_refused(here: Engine, tmp_path: Path) -> None:

@@ -93,32 +93,37 @@ class Embed:
     def _packed(self, shard: Path, images: Path, captions: Path) -> tuple[dict[str, list[str]], tuple[LeftOut, ...]]:
         """Write the arrays of a tar file; its texts, and the samples that were left out."""
         samples = read_samples([shard], skip_bad=self.skip_bad)
+        bad = BadRows(shard, skip=self.skip_bad, unit="sample")
         texts = samples.columns
         if samples.images is not None and samples.captions is not None:
             if samples.images.regions is not None or samples.captions.regions is not None:
                 raise InputError(f"{shard}: holds regions; embeddings are one vector each")
-            np.save(images, samples.images.array[:])
-            np.save(captions, samples.captions.array[:])
-            return texts, samples.left_out
-        if samples.images is not None or samples.captions is not None:
+            arrays = [samples.images.array[:], samples.captions.array[:]]
+            for name, array in zip(("image", "caption"), arrays, strict=True):
+                for row in np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist():
+                    bad.add(row, f"the embedding of its {name} has a NaN or infinite value", "mend it")
+            good = bad.rest(len(samples))
+            one, two = (array[good] for array in arrays)
+        elif samples.images is not None or samples.captions is not None:
             raise InputError(f"{shard}: holds embeddings of one kind only; pack KEY.image.npy and KEY.caption.npy")
-        if self.encoder is None:
+        elif self.encoder is None:
             raise InputError(
                 f"{shard}: holds pictures; give a model that embeds them and their captions (--encoder NAME)"
             )
-        found, bad = _encoded(shard, texts, self.encoder, self.device, self.skip_bad)
-        good = bad.rest(len(samples))
-        undecodable = (
+        else:
+            one = _encoded(shard, texts, self.encoder, self.device, bad)
+            good = bad.rest(len(samples))
+            towers, words = _towers(self.encoder, self.device), [texts["caption"][row] for row in good]
+            parts = [towers.texts(words[start : start + 64]) for start in range(0, len(words), 64)]
+            two = torch.cat(parts).numpy().astype(np.float16)
+        np.save(images, one)
+        np.save(captions, two)
+        unusable = (
             LeftOut(row=texts["pair_id"][row], image=texts["image"][row], reason=bad.reasons[row])
             for row in sorted(bad.reasons)
         )
-        left_out = (*samples.left_out, *undecodable)
-        texts = {name: [cells[row] for row in good] for name, cells in texts.items()}
-        towers = _towers(self.encoder, self.device)
-        words = [towers.texts(texts["caption"][start : start + 64]) for start in range(0, len(good), 64)]
-        np.save(images, np.concatenate(found))
-        np.save(captions, torch.cat(words).numpy().astype(np.float16))
-        return texts, left_out
+        left_out = (*samples.left_out, *unusable)
+        return {name: [cells[row] for row in good] for name, cells in texts.items()}, left_out
 
 
 @lru_cache(maxsize=1)
@@ -128,11 +133,9 @@ def _towers(name: str, device: str) -> Any:
     return TwoTowers(name, device)
 
 
-def _encoded(
-    shard: Path, texts: dict[str, list[str]], encoder: str, device: str, skip_bad: bool
-) -> tuple[list[NDArray[np.float16]], BadRows]:
-    """Embeddings of the pictures that decode, some at a time, and the rows of those that do not."""
-    towers, bad = _towers(encoder, device), BadRows(shard, skip=skip_bad, unit="sample")
+def _encoded(shard: Path, texts: dict[str, list[str]], encoder: str, device: str, bad: BadRows) -> NDArray[np.float16]:
+    """Embeddings of the pictures that decode, some at a time; those that do not go to `bad`."""
+    towers = _towers(encoder, device)
     found: list[NDArray[np.float16]] = []
     pixels: list[NDArray[np.float32]] = []
     rows = len(texts["image"])
@@ -144,7 +147,7 @@ def _encoded(
         if pixels and (len(pixels) == PICTURES or row == rows - 1):
             found.append(towers.images(np.stack(pixels)).numpy().astype(np.float16))
             pixels = []
-    return found, bad
+    return np.concatenate(found) if found else np.empty((0, 0), dtype=np.float16)
 
 
 def _checked(shard: Path, images: Path, captions: Path) -> tuple[int, int]:
