@@ -37,7 +37,7 @@ for method in ("plain", "l2rm"):
     runs[method] = l2rm.train(noisy.pairs, dev, config, out=out / method, progress=False)
     print(f"{method}: test rSum {l2rm.evaluate(runs[method].model, test, progress=False).rsum:.1f}")
 
-audit = l2rm.audit(noisy.pairs, runs["l2rm"].model, progress=False)
+audit = l2rm.audit(noisy.pairs, runs["l2rm"].model, unseen=dev, progress=False)
 audit.to_html(out / "report.html")
 print(f"{audit.is_mismatched.sum()} of {len(train)} pairs look mismatched; {noisy.is_mismatched.sum()} are")
 if audit.detection is not None:

@@ -163,6 +163,7 @@ def test_precomp_folder_end_to_end(
     shown = capsys.readouterr()
     assert "80 pairs, " in shown.out
     assert "against the truth: AUROC " in shown.out
+    assert json.loads((audit / "audit.json").read_text())["calibrated"], "tried on dev, which the run has not learned"
     assert f"report: {audit / 'report.html'}" in shown.out
     table = pq.read_table(audit / "audit.parquet")
     assert table.num_rows == 80
@@ -171,6 +172,12 @@ def test_precomp_folder_end_to_end(
     flags = [name for name in table.column_names if name.startswith("is_")]  # so few pairs may look matched altogether
     told = any(any(table[name].to_pylist()) for name in flags)
     assert ("train/" in (audit / "report.html").read_text()) == told
+
+    for path in precomp.glob("dev*"):
+        path.unlink()
+    assert main(["audit", str(precomp), "--mismatch", str(index), "--model", str(second), "--out", str(audit)]) == 0
+    assert f"{second} has learned these pairs by heart" in capsys.readouterr().err
+    assert not json.loads((audit / "audit.json").read_text())["calibrated"]
 
 
 @pytest.mark.usefixtures("one_thread")

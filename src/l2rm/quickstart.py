@@ -82,6 +82,7 @@ def quickstart(*, out: str | Path, seed: int = 0, progress: bool = True) -> dict
         noisy.pairs,
         runs["l2rm"].model,
         match_probability=runs["l2rm"].match_probability(noisy.pairs),
+        unseen=dev,
         progress=progress,
     )
     found.write(out, metrics=metrics, credits=CREDIT)

@@ -213,6 +213,21 @@ def open_rows(data: DataConfig, split: str | None = None, *, least: int = 2) -> 
     return pairs if data.mismatch is None else read_index(data.mismatch, pairs).pairs
 
 
+def open_unseen(data: DataConfig, learned: Pairs) -> Pairs | None:
+    """The dev split of DATA, which a run chose its model on but did not learn; without features where DATA are images.
+
+    None where there is none, or where one of its pairs is among those `learned` (another table was split then).
+    """
+    dev = _open_splits(data, mismatched=TRAIN).get(DEV)
+    if dev is None or _named(dev) & _named(learned):
+        return None
+    return dev
+
+
+def _named(pairs: Pairs) -> set[tuple[str, str]]:
+    return {(pairs.images[image], caption) for image, caption in zip(pairs.image_of, pairs.captions, strict=True)}
+
+
 def corrupt(
     data: DataConfig, *, ratio: float, level: Literal["image", "caption"], seed: int, split: str, out: Path
 ) -> Mismatched:

@@ -12,7 +12,7 @@ from l2rm.evaluation.scores import MatrixScores
 from l2rm.summaries import audit_summary
 
 
-def audited(confidences: list[float], *, cross_fitted: bool = False) -> Audit:
+def audited(confidences: list[float], *, calibrated: bool = False) -> Audit:
     """An audit of 40 pairs, ten of them suspects of these confidences."""
     S = np.random.default_rng(0).normal(0, 0.2, size=(40, 40))
     S[np.r_[1:10, 0, 10:40], np.arange(40)] += 1
@@ -22,7 +22,7 @@ def audited(confidences: list[float], *, cross_fitted: bool = False) -> Audit:
     return replace(
         found,
         rematch_confidence=np.array(confidences + [0.99] * 30),  # of pairs that are kept: they do not count
-        p_values=np.full(40, 0.5) if cross_fitted else None,
+        calibrated=calibrated,
     )
 
 
@@ -34,7 +34,7 @@ def test_the_highest_threshold_that_helps_is_told() -> None:
     few = [0.7, 0.35, 0.31, 0.3, 0.2, 0.2, 0.1, 0.0, 0.0, 0.0]
     told = "1 of 10 suspects have a partner of confidence 0.5 or more; --rematch-threshold 0.3 rematches 4"
     assert rematch_advice(audited(few)) == told  # 0.4 would rematch no more than 0.5 does
-    assert rematch_advice(audited(few, cross_fitted=True)) == f"{told}, of which about 42 % rightly"  # (0.7 + … ) / 4
+    assert rematch_advice(audited(few, calibrated=True)) == f"{told}, of which about 42 % rightly"  # (0.7 + … ) / 4
 
 
 def test_no_threshold_helps() -> None:

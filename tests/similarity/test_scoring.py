@@ -13,7 +13,7 @@ from l2rm.data.vocabulary import Vocabulary
 from l2rm.evaluation.ranks import exact_ranks
 from l2rm.similarity import scoring, sgraf
 from l2rm.similarity.model import build_model
-from l2rm.similarity.scoring import ModelScores
+from l2rm.similarity.scoring import JoinedScores, ModelScores
 from l2rm.similarity.settings import DataShape, ModelConfig
 
 IMAGES, CAPTIONS = 7, 17
@@ -145,3 +145,18 @@ def test_a_block_is_scored_in_pieces_that_do_not_grow_with_it(monkeypatch):
     assert max(images for images, _ in pieces) == 2
     assert max(captions for _, captions in pieces) == 2
     assert sum(images * captions for images, captions in pieces) == IMAGES * CAPTIONS
+
+
+def test_two_sets_joined_are_blocks_of_one_matrix(case):
+    model, pairs, everything = case
+    first, rest = pairs.take(np.arange(8)), pairs.take(np.arange(8, CAPTIONS))
+    both = JoinedScores(ModelScores(model, first), ModelScores(model, rest))
+    images = [int(image) for part in (first, rest) for image in map(int, part.images)]
+    assert (both.n_images, both.n_captions) == (len(images), CAPTIONS)
+    sides = np.split(np.arange(both.n_images), [first.n_images]), np.split(np.arange(CAPTIONS), [8])
+    for rows in sides[0]:
+        for columns in sides[1]:
+            expected = everything[[images[row] for row in rows]][:, columns]
+            torch.testing.assert_close(both.block(rows, columns), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="one after the other"):
+        both.block(np.arange(both.n_images), np.arange(3))

@@ -16,8 +16,8 @@ ENOUGH = 0.1
 def rematch_advice(audit: "Audit") -> str | None:
     """One sentence on suspects without a sure partner; None where at least half of the suspects have one.
 
-    It tells how many have one, which lower threshold rematches how many, and, where confidences are calibrated (a
-    cross-fitted audit), what share of those partners is right by the audit's own reckoning.
+    It tells how many have one, which lower threshold rematches how many, and, where confidences are calibrated,
+    what share of those partners is right by the audit's own reckoning.
 
     Args:
         audit: of any kind.
@@ -36,6 +36,6 @@ def rematch_advice(audit: "Audit") -> str | None:
     for lower in LOWER:
         taken = confidence[confidence >= lower]
         if lower < threshold and len(taken) > sure and len(taken) >= ENOUGH * suspects:
-            right = "" if audit.p_values is None else f", of which about {100 * float(np.mean(taken)):.0f} % rightly"
+            right = "" if not audit.calibrated else f", of which about {100 * float(np.mean(taken)):.0f} % rightly"
             return f"{told}; --rematch-threshold {lower:g} rematches {len(taken):,}{right}"
     return f"{told}, and no threshold of {LOWER[-1]:g} or more helps many: the judge cannot tell which is right"

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from scipy.optimize import isotonic_regression
 
 from l2rm.auditing.check import check_judging, checked_probability
+from l2rm.auditing.confidence import Trials, Unseen
 from l2rm.auditing.crossfit import CrossFit
-from l2rm.auditing.evidence import Evidence, gather_evidence
+from l2rm.auditing.evidence import gather_evidence
 from l2rm.auditing.folder import write_facts
 from l2rm.auditing.issues import Issue, find_issues
 from l2rm.auditing.near_duplicates import NearDuplicates, find_near_duplicates
@@ -23,7 +23,7 @@ from l2rm.data.pairs import Pairs
 from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
-from l2rm.evaluation.evaluate import Models, model_scores
+from l2rm.evaluation.evaluate import Models, joined_scores, model_scores
 from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
 from l2rm.files import folder_written_whole, written_whole
@@ -44,12 +44,13 @@ class Audit:
         match_probability: `(rows,)` in [0, 1].
         candidates: `(rows, k)` images for each caption, best first, never the given one; the first is suggested.
         rematch_row: `(rows,)` the row whose caption is suggested for the pair's image, −1 where there is none.
-        rematch_confidence: `(rows,)` match probability of the pair (suggested image, caption).
+        rematch_confidence: `(rows,)` how sure the suggested image is; see `audit_scores`.
         keep_threshold, rematch_threshold: what decides; see `decision`.
         by_losses: whether `match_probability` is the mixture's, not one given from elsewhere.
         p_values, rank_mixture: of a cross-fitted audit, what `match_probability` comes from; see `CrossFit`.
         issues: what else is wrong, kind by kind: duplicated captions, near-duplicate images, captions of no
             information.
+        calibrated: whether `rematch_confidence` is how often such suggestions are right; else it only ranks them.
         judge: what judged, in a few words for the report.
     """
 
@@ -66,6 +67,7 @@ class Audit:
     p_values: np.ndarray | None = None
     rank_mixture: RankMixture | None = None
     issues: tuple[Issue, ...] = ()
+    calibrated: bool = False
     judge: str = "similarities given"
 
     @property
@@ -181,12 +183,14 @@ class Audit:
         write_table(path, columns)
 
 
-def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any) -> Audit:
+def audit(pairs: Pairs, model: Models, *, unseen: Pairs | None = None, progress: bool = True, **options: Any) -> Audit:
     """Judge every pair by a trained model, or by the mean similarity of several: `audit_scores` of their scores.
 
     Args:
         pairs: images and captions as given. Where they have no features, their images are encoded.
         model: one model or several.
+        unseen: pairs that the model has not learned, such as its dev split, which tell how sure its suggestions are.
+            Without them a model that was trained on `pairs` is far too sure, as it knows these by heart.
         progress: tell on standard error how far it is.
         options: thresholds and the like, as in `audit_scores`.
 
@@ -194,9 +198,12 @@ def audit(pairs: Pairs, model: Models, *, progress: bool = True, **options: Any)
         InputError: features that the model cannot take or that are not finite, and what `audit_scores` refuses.
 
     Example:
-        >>> audit(noisy.pairs, run.model).to_html("report.html")  # doctest: +SKIP
+        >>> audit(noisy.pairs, run.model, unseen=dev).to_html("report.html")  # doctest: +SKIP
     """
     scores = model_scores(model, pairs, progress=progress)
+    if unseen is not None:
+        joined = joined_scores(model, pairs, unseen, progress=progress)
+        options["unseen"] = Unseen(scores=joined, image_of=np.append(pairs.image_of, unseen.image_of + pairs.n_images))
     return audit_scores(scores, pairs, progress=progress, **{"judge": "a trained model", **options})
 
 
@@ -212,6 +219,7 @@ def audit_scores(
     progress: bool = True,
     match_probability: np.ndarray | None = None,
     ranks: CrossFit | None = None,
+    unseen: Unseen | None = None,
     copies: NearDuplicates | None = None,
     flags: bool = True,
     judge: str = "similarities given",
@@ -227,7 +235,8 @@ def audit_scores(
     The suggested image of a caption is the best-scoring one that it is not given; `rematch_confidence` is the match
     probability, under the same mixture, of the loss that this pair would have, computed the same way; captions given to
     the suggested image, or to the same image as c, are no negatives then. It ranks suggestions rather than being a
-    calibrated probability: the best of many images tends to look good.
+    calibrated probability: the best of many images tends to look good. With `ranks` or `unseen` it is calibrated: how
+    often, for captions whose image is known, an image that fits as well turns out to be that one (`Trials`).
 
     Args:
         scores: similarities, images × captions, in the order of `pairs.images` and its rows.
@@ -240,8 +249,9 @@ def audit_scores(
         progress: tell on standard error how far it is.
         match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
             mixture's; confidences still come from the mixture.
-        ranks: how a cross-fit judged these pairs; its probabilities count then, and the confidence of a suggestion is
-            how often, for pairs taken as matched, an image that fits as well turns out to be the given one.
+        ranks: how a cross-fit judged these pairs; its probabilities count then, and confidences are tried on those of
+            the pairs that look matched.
+        unseen: pairs that a trained judge has not learned; confidences are tried on them.
         copies: pictures that are the same, where they were looked for already.
         flags: look for what fools similarity (`Audit.issues`).
         judge: what judges, in a few words for the report.
@@ -273,12 +283,15 @@ def audit_scores(
         )
     mixture = BetaMixture.fit(torch.from_numpy(evidence.losses))
     by_losses = match_probability is None and ranks is None
-    confidence = _probability(mixture, evidence.suggestion_losses)
+    trials = None
     if ranks is not None:
         match_probability = ranks.match_probability
-        confidence = _calibrated(evidence, match_probability)
+        trials = Trials.of_given(evidence, match_probability)
     elif match_probability is None:
         match_probability = _probability(mixture, evidence.losses)
+    if unseen is not None:
+        trials = Trials.of_unseen(unseen, images=pairs.n_images, rows=len(pairs), margin=margin, seed=seed)
+    losses = evidence.suggestion_losses
     if flags and copies is None:
         copies = find_near_duplicates(pairs, progress=progress)
     return Audit(
@@ -288,29 +301,16 @@ def audit_scores(
         match_probability=match_probability,
         candidates=evidence.candidates,
         rematch_row=evidence.best_caption,
-        rematch_confidence=confidence,
+        rematch_confidence=_probability(mixture, losses) if trials is None else trials.confidence(losses),
         keep_threshold=keep_threshold,
         rematch_threshold=rematch_threshold,
         by_losses=by_losses,
         p_values=None if ranks is None else ranks.p_values,
         rank_mixture=None if ranks is None else ranks.mixture,
         issues=find_issues(pairs, scores, copies, seed=seed) if flags else (),
+        calibrated=trials is not None,
         judge=judge,
     )
-
-
-def _calibrated(evidence: Evidence, match_probability: np.ndarray) -> np.ndarray:
-    """How often a suggestion of such a loss is right, tried on given pairs as if their image were not known.
-
-    The best of all images for a caption, the given one included, is the given one or another; that share as a function
-    that never rises with the loss of the best image (isotonic regression), each pair counted by its match probability.
-    """
-    loss = np.where(evidence.own_is_best, evidence.losses, evidence.suggestion_losses)
-    order = np.argsort(loss, kind="stable")
-    right, weight = evidence.own_is_best[order].astype(np.float64), match_probability[order] + 1e-9
-    falling = isotonic_regression(right, weights=weight, increasing=False).x
-    found: np.ndarray = np.interp(evidence.suggestion_losses, loss[order], falling)
-    return found.clip(0, 1)
 
 
 def _probability(mixture: BetaMixture, losses: np.ndarray) -> np.ndarray:

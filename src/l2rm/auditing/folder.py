@@ -56,6 +56,7 @@ def write_facts(audit: "Audit", path: Path) -> None:
             **{str(verdict): int((decision == verdict).sum()) for verdict in VERDICTS},
         },
         "by_losses": audit.by_losses,
+        "calibrated": audit.calibrated,
         "mixture": mixture_facts(mixture),
         "images": None if list(dict.fromkeys(given)) == list(pairs.images) else list(pairs.images),
     }

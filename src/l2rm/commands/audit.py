@@ -1,8 +1,10 @@
 """`l2rm audit`."""
 
 import hashlib
+import logging
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit as AuditResult
     from l2rm.data.pairs import Pairs
     from l2rm.sources import DataConfig
+
+log = logging.getLogger("l2rm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ class Audit(Command):
         from l2rm.data.features import read_array
         from l2rm.earlier import data_for
         from l2rm.evaluation.scores import MatrixScores
-        from l2rm.sources import DataConfig, open_rows, with_features
+        from l2rm.sources import DataConfig, open_rows, open_unseen, with_features
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device
 
@@ -110,17 +114,15 @@ class Audit(Command):
             return audit_without_model(pairs, head=self.head, device=device, keep=self._folds, **options)
         run = load_run(self.model, device)
         data = data_for([self.model], data)
-        pairs = with_features(
-            open_rows(data, self.split),
-            data.encoder,
-            skip_bad=data.skip_bad,
-            progress=not self.quiet,
-            device=device,
-            model=run.model,
+        encoded = partial(
+            with_features, encoder=data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
         )
-        return audit(
-            pairs, run.model, match_probability=run.match_probability(pairs), judge=f"the model {self.model}", **options
-        )
+        pairs = encoded(open_rows(data, self.split), model=run.model)
+        if (known := run.match_probability(pairs)) is not None and (dev := open_unseen(data, pairs)) is not None:
+            options["unseen"] = encoded(dev, model=run.model)
+        elif known is not None:
+            log.info("%s has learned these pairs by heart, so confidences in partners are far too high", self.model)
+        return audit(pairs, run.model, match_probability=known, judge=f"the model {self.model}", **options)
 
     @property
     def _folds(self) -> Path:

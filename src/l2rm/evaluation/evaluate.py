@@ -12,7 +12,7 @@ from l2rm.evaluation.scores import EnsembleScores, KeptScores, Scores
 from l2rm.similarity.cascade import CascadeScores
 from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import RetrievalModel
-from l2rm.similarity.scoring import ModelScores
+from l2rm.similarity.scoring import JoinedScores, ModelScores
 
 Models = RetrievalModel | Sequence[RetrievalModel]
 KEPT_CELLS = 2**28
@@ -108,7 +108,24 @@ def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Sco
     Raises:
         InputError: no model, or features that a model cannot take or that are not finite.
     """
-    scores = _members([models] if isinstance(models, RetrievalModel) else models, pairs, progress=progress)
+    return _mean(_members(_several(models), pairs, progress=progress))
+
+
+def joined_scores(models: Models, first: Pairs, second: Pairs, *, progress: bool = False) -> Scores:
+    """As `model_scores`, of two sets of pairs: the images and captions of the second are numbered on from the first's.
+
+    Raises:
+        InputError: no model, or features that a model cannot take or that are not finite.
+    """
+    both = (_members(_several(models), pairs, progress=progress) for pairs in (first, second))
+    return _mean([JoinedScores(*parts) for parts in zip(*both, strict=True)])
+
+
+def _several(models: Models) -> Sequence[RetrievalModel]:
+    return [models] if isinstance(models, RetrievalModel) else models
+
+
+def _mean(scores: Sequence[Scores]) -> Scores:
     return scores[0] if len(scores) == 1 else EnsembleScores(scores)
 
 

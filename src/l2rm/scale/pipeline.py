@@ -264,6 +264,7 @@ class _Run:
             "rematch_threshold": config.rematch_threshold,
             "counts": counts,
             "by_losses": True,
+            "calibrated": config.plan,
             "mixture": mixture_facts(mixture),
             "images": None,
             "mismatch_ratio": mixture.mismatch_ratio,

@@ -78,6 +78,45 @@ class ModelScores:
             return self.model.score(self.encoded_images(images), self.encoded_captions(captions))
 
 
+class JoinedScores:
+    """A model's scores of two sets of pairs: the second's images and captions are numbered on from the first's.
+
+    Example:
+        >>> both = JoinedScores(ModelScores(model, train), ModelScores(model, dev))  # doctest: +SKIP
+        >>> both.n_images == train.n_images + dev.n_images  # doctest: +SKIP
+        True
+    """
+
+    def __init__(self, first: ModelScores, second: ModelScores) -> None:
+        self._first, self._second = first, second
+
+    @property
+    def n_images(self) -> int:
+        """Images of both."""
+        return self._first.n_images + self._second.n_images
+
+    @property
+    def n_captions(self) -> int:
+        """Captions of both."""
+        return self._first.n_captions + self._second.n_captions
+
+    def block(self, images: NDArray[np.int64], captions: NDArray[np.int64]) -> Tensor:
+        """Scores (len(images), len(captions)); images and captions are of one set each, whichever that is."""
+        of, start = self._set(images, self._first.n_images)
+        encoded = of.encoded_images(images - start)
+        of, start = self._set(captions, self._first.n_captions)
+        with evaluating(of.model), torch.no_grad():
+            return of.model.score(encoded, of.encoded_captions(captions - start))
+
+    def _set(self, index: NDArray[np.int64], first: int) -> tuple[ModelScores, int]:
+        """Whose these are, and where its numbers start."""
+        if (index < first).all():
+            return self._first, 0
+        if (index < first).any():
+            raise ValueError("a block of both sets; ask for one after the other")
+        return self._second, first
+
+
 class FeatureScores:
     """The cosine of embeddings that were made elsewhere, in one space for images and captions, as CLIP's are.
 
