@@ -49,7 +49,7 @@ def test_confidence_is_the_share_that_was_right_and_never_rises_with_the_loss() 
 
 
 def test_a_judge_that_knows_its_pairs_by_heart_is_as_sure_as_it_is_right() -> None:
-    """Given pairs score highest of all, right or wrong; only pairs that the judge has not learned show what it knows."""
+    """Given pairs score highest, right or wrong; only pairs that the judge has not learned show what it knows."""
     generator = np.random.default_rng(0)
     n, control = 300, 300
     towers = generator.normal(size=(n + control, 16))
