@@ -35,8 +35,8 @@ class Audit(Command):
     by their cosine (or cross-fitted heads, --head), a precomp folder by cross-fitting.
 
     Audits all rows of a table or of embeddings, the train split of a folder with several. DIR gets audit.parquet, a row
-    a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN was trained on, the
-    training's own match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the
+    a pair, report.html, and left_out.csv where --skip-bad left rows out. Of pairs that RUN learned, the training's
+    own match probabilities count. Known mismatches (--mismatch, or a true_image column) only measure the
     audit. A stopped audit is called again: it goes on where it stopped with encoding, and with cross-fitting.
 
     Examples:
@@ -89,6 +89,8 @@ class Audit(Command):
         print(f"report: {self.out / 'report.html'}; every pair: {self.out / 'audit.parquet'}")
 
     def _judge(self) -> "AuditResult":
+        import numpy as np
+
         from l2rm.auditing.audit import audit, audit_scores
         from l2rm.auditing.judge import audit_without_model
         from l2rm.data.features import read_array
@@ -118,10 +120,12 @@ class Audit(Command):
             with_features, encoder=data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
         )
         pairs = encoded(open_rows(data, self.split), model=run.model)
-        if (known := run.match_probability(pairs)) is not None and (dev := open_unseen(data, pairs)) is not None:
-            options["unseen"] = encoded(dev, model=run.model)
-        elif known is not None:
-            log.info("%s has learned these pairs by heart, so confidences in partners are far too high", self.model)
+        if (known := run.match_probability(pairs)) is not None:
+            dev = open_unseen(data, pairs.take(np.flatnonzero(~np.isnan(known))))
+            if dev is None:
+                log.info("%s has learned these pairs by heart, so confidences in partners are far too high", self.model)
+            else:
+                options["unseen"] = encoded(dev, model=run.model)
         return audit(pairs, run.model, match_probability=known, judge=f"the model {self.model}", **options)
 
     @property

@@ -1,6 +1,5 @@
 """Another run's verdict on the same pairs: a cheap model judges and finds partners, an expensive one learns."""
 
-from collections import defaultdict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from l2rm.data.pairs import Pairs
 from l2rm.errors import InputError
 from l2rm.rematching.settings import RematchingConfig
-from l2rm.training.run import read_lines, read_record
+from l2rm.training.run import places_of, read_lines, read_record
 
 COLUMNS = ("image", "caption", "match_probability", "rematch_image", "rematch_share")
 
@@ -53,7 +52,7 @@ def read_judgement(pairs: Pairs, settings: RematchingConfig) -> Judgement:
     name = f"rematching.judge: {settings.judge}"
     evidence = _evidence(Path(settings.judge), name)
     table = _table(Path(settings.judge) / "pairs.parquet")
-    places = _places(pairs, table)
+    places = places_of(pairs, table["image"], table["caption"])
     trusted = np.zeros(len(pairs), dtype=bool) if pairs.trusted is None else pairs.trusted
     if unknown := np.flatnonzero((places < 0) & ~trusted).tolist():
         raise InputError(
@@ -107,13 +106,3 @@ def _table(path: Path) -> dict[str, list[Any]]:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read ({reason}); train that run again") from error
     return table
-
-
-def _places(pairs: Pairs, table: dict[str, list[Any]]) -> NDArray[np.int64]:
-    """(rows,) where each pair stands in the table, −1 where it does not; equal pairs in their order."""
-    waiting: defaultdict[tuple[str, str], deque[int]] = defaultdict(deque)
-    for place, pair in enumerate(zip(table["image"], table["caption"], strict=True)):
-        waiting[pair].append(place)
-    given = ((pairs.images[image], caption) for image, caption in zip(pairs.image_of, pairs.captions, strict=True))
-    found = (waiting.get(pair) for pair in given)
-    return np.array([left.popleft() if left else -1 for left in found], dtype=np.int64)

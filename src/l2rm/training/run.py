@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Run:
         return read_lines(self.folder / "metrics.jsonl")
 
     def match_probability(self, pairs: Pairs) -> NDArray[np.float64] | None:
-        """(rows,) what the training found out about its own pairs; None if `pairs` are not exactly those.
+        """(rows,) what the training found out about pairs that it learned, NaN for others; None if it learned none.
 
         A model knows pairs that it has learned by heart; the training may have asked others that do not.
 
@@ -75,12 +76,22 @@ class Run:
             raise InputError(
                 f"{path}: cannot be read ({reason}); delete it, and pairs are judged by the model alone"
             ) from error
-        trained_on = list(zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True))
-        given = [pairs.images[image] for image in pairs.image_of]
-        if trained_on != list(zip(given, pairs.captions, strict=True)):
+        places = places_of(pairs, table["image"].to_pylist(), table["caption"].to_pylist())
+        if (places < 0).all():
             return None
-        probability: NDArray[np.float64] = table["match_probability"].to_numpy().astype(np.float64)
+        learned = table["match_probability"].to_numpy().astype(np.float64)
+        probability: NDArray[np.float64] = np.where(places < 0, np.nan, learned[places])
         return probability
+
+
+def places_of(pairs: Pairs, images: Sequence[str], captions: Sequence[str]) -> NDArray[np.int64]:
+    """(rows,) where each pair stands among these, −1 where it does not; equal pairs in their order."""
+    waiting: defaultdict[tuple[str, str], deque[int]] = defaultdict(deque)
+    for place, pair in enumerate(zip(images, captions, strict=True)):
+        waiting[pair].append(place)
+    given = ((pairs.images[image], caption) for image, caption in zip(pairs.image_of, pairs.captions, strict=True))
+    found = (waiting.get(pair) for pair in given)
+    return np.array([left.popleft() if left else -1 for left in found], dtype=np.int64)
 
 
 def write_json(path: Path, content: Any) -> None:
