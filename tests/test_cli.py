@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,9 +174,10 @@ def test_precomp_folder_end_to_end(
     told = any(any(table[name].to_pylist()) for name in flags)
     assert ("train/" in (audit / "report.html").read_text()) == told
 
-    for path in precomp.glob("dev*"):
+    without_dev = Path(shutil.copytree(precomp, tmp_path / "without dev"))
+    for path in without_dev.glob("dev*"):
         path.unlink()
-    assert main(["audit", str(precomp), "--mismatch", str(index), "--model", str(second), "--out", str(audit)]) == 0
+    assert main(["audit", str(without_dev), "--mismatch", str(index), "--model", str(second), "--out", str(audit)]) == 0
     assert f"{second} has learned these pairs by heart" in capsys.readouterr().err
     assert not json.loads((audit / "audit.json").read_text())["calibrated"]
 
@@ -282,6 +284,12 @@ def test_table_of_images_end_to_end(tmp_path: Path, tiny: list[str], capsys: pyt
     assert "among all 5 images, 10 captions" in capsys.readouterr().out
     assert main(["audit", str(noisy), "--split", "train", "--model", str(run), "--out", str(audit), "--quiet"]) == 0
     assert pq.read_table(audit / "audit.parquet").num_rows == 32
+    assert main(["audit", str(noisy), "--model", str(run), "--out", str(audit), "--quiet"]) == 0
+    everything, learned = pq.read_table(audit / "audit.parquet"), pq.read_table(run / "pairs.parquet")
+    told = dict(zip(everything["pair_id"].to_pylist(), everything["match_probability"].to_pylist(), strict=True))
+    found = dict(zip(learned["pair_id"].to_pylist(), learned["match_probability"].to_pylist(), strict=True))
+    assert len(told) > len(found) == 32
+    assert found == {name: pytest.approx(told[name], abs=1e-6) for name in found}
 
     (table.parent / "3.png").write_bytes(b"no picture")
     capsys.readouterr()

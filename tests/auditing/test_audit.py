@@ -13,7 +13,6 @@ from l2rm.auditing.audit import audit_scores
 from l2rm.data.pairs import LeftOut
 from l2rm.errors import InputError
 from l2rm.evaluation.scores import MatrixScores
-from l2rm.rematching.division import BetaMixture
 
 COLUMNS = [
     "pair_id",
@@ -100,26 +99,10 @@ def test_given_probabilities_replace_those_of_the_mixture(fitted) -> None:  # ty
     assert (audit.is_mismatched == (averaged < 0.5)).all()
 
 
-def test_pairs_without_a_given_probability_are_judged_by_their_own_losses(case) -> None:  # type: ignore[no-untyped-def]
-    """A model knows what it has learned by heart: those losses would make all others look mismatched."""
-    scores, pairs = case.scores, case.pairs
-    learned = np.arange(len(pairs)) % 2 == 0
-    given = np.where(learned, 0.7, np.nan)
-    kept = given.copy()
-    audit = audit_scores(scores, pairs, match_probability=given, progress=False)
-    np.testing.assert_array_equal(given, kept)
-    np.testing.assert_array_equal(audit.match_probability[learned], 0.7)
-    alone = BetaMixture.fit(torch.from_numpy(audit.losses[~learned]))
-    expected = alone.match_probability(torch.from_numpy(audit.losses[~learned])).numpy()
-    np.testing.assert_array_equal(audit.match_probability[~learned], expected)
-    nothing = audit_scores(scores, pairs, match_probability=np.full(len(pairs), np.nan), progress=False)
-    np.testing.assert_array_equal(nothing.match_probability, case.audit.match_probability)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"match_probability": np.full(120, -0.5)}, "row 1 is -0.5"),
+        ({"match_probability": np.full(120, np.nan)}, "row 1 is nan"),
         ({"match_probability": np.full(119, 0.5)}, "for 120 pairs"),
         ({"match_probability": np.full(120, 1.5)}, "between 0 and 1"),
         ({"keep_threshold": 1.2}, "keep_threshold=1.2"),

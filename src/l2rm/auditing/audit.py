@@ -247,8 +247,8 @@ def audit_scores(
         candidates: how many suggested images to keep for every caption (`Audit.candidates`).
         seed: draws the negatives.
         progress: tell on standard error how far it is.
-        match_probability: `(rows,)` from elsewhere (of the training that learned these pairs, say) instead of the
-            mixture's. Where it is NaN, a mixture of these pairs' losses alone tells.
+        match_probability: `(rows,)` from elsewhere (averaged over the epochs of a training, say) instead of the
+            mixture's; confidences still come from the mixture.
         ranks: how a cross-fit judged these pairs; its probabilities count then, and confidences are tried on those of
             the pairs that look matched.
         unseen: pairs that a trained judge has not learned; confidences are tried on them.
@@ -272,7 +272,7 @@ def audit_scores(
     thresholds = {"keep_threshold": keep_threshold, "rematch_threshold": rematch_threshold}
     check_judging("audit", scores, pairs, thresholds)
     if match_probability is not None:
-        match_probability = checked_probability("audit", match_probability, len(pairs), partly=True)
+        match_probability = checked_probability("audit", match_probability, len(pairs))
     evidence = gather_evidence(
         scores, pairs.image_of, margin=margin, candidates=candidates, seed=seed, progress=progress
     )
@@ -289,10 +289,6 @@ def audit_scores(
         trials = Trials.of_given(evidence, match_probability)
     elif match_probability is None:
         match_probability = _probability(mixture, evidence.losses)
-    elif (new := np.isnan(match_probability)).any():
-        match_probability = match_probability.copy()
-        of_new = BetaMixture.fit(torch.from_numpy(evidence.losses[new]))
-        match_probability[new] = _probability(of_new, evidence.losses[new])
     if unseen is not None:
         trials = Trials.of_unseen(unseen, images=pairs.n_images, rows=len(pairs), margin=margin, seed=seed)
     losses = evidence.suggestion_losses

@@ -32,10 +32,8 @@ def check_judging(what: str, scores: Scores, pairs: Pairs, thresholds: Mapping[s
         )
 
 
-def checked_probability(
-    what: str, match_probability: NDArray[np.floating], rows: int, *, partly: bool = False
-) -> NDArray[np.float64]:
-    """Match probabilities, (rows,), as float64; with `partly` some may be NaN, for pairs that are still to be judged.
+def checked_probability(what: str, match_probability: NDArray[np.floating], rows: int) -> NDArray[np.float64]:
+    """Match probabilities, (rows,), as float64.
 
     Raises:
         InputError: another shape, or a value that is not in [0, 1]; names the row.
@@ -43,7 +41,7 @@ def checked_probability(
     probability = np.asarray(match_probability, dtype=np.float64)
     if probability.shape != (rows,):
         raise InputError(f"{what}: match probabilities of shape {probability.shape} for {rows} pairs; give one a pair")
-    wrong = np.flatnonzero(~((probability >= 0) & (probability <= 1)) & ~(partly & np.isnan(probability)))
+    wrong = np.flatnonzero(~((probability >= 0) & (probability <= 1)))  # NaN fails both
     if len(wrong):
         row = int(wrong[0])
         raise InputError(f"{what}: match probability of row {row + 1} is {probability[row]}; give one between 0 and 1")

@@ -146,7 +146,7 @@ def rematch_scores(
     Args:
         scores: similarities, images × captions, in the order of `pairs.images` and its rows.
         pairs: images and captions as given.
-        match_probability: `(rows,)`; None, or NaN where `audit_scores` is to judge.
+        match_probability: `(rows,)`; None for those that `audit_scores` finds.
         keep_threshold: keep a pair whose match probability is at least this.
         rematch_threshold: of the others, rematch those whose confidence is at least this and drop the rest.
         capacity: captions an image has room for; None for as many as each is given now.
@@ -173,9 +173,8 @@ def rematch_scores(
     thresholds = {"keep_threshold": keep_threshold, "rematch_threshold": rematch_threshold}
     check_judging("rematch", scores, pairs, thresholds)
     _check_plan(level, capacity, candidates, share, reg)
-    if match_probability is None or np.isnan(match_probability).any():
-        judged = audit_scores(scores, pairs, match_probability=match_probability, seed=seed, progress=progress)
-        match_probability = judged.match_probability
+    if match_probability is None:
+        match_probability = audit_scores(scores, pairs, seed=seed, progress=progress).match_probability
     probability = checked_probability("rematch", match_probability, len(pairs))
     found = find_partners(
         scores,

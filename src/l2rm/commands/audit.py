@@ -89,10 +89,9 @@ class Audit(Command):
         print(f"report: {self.out / 'report.html'}; every pair: {self.out / 'audit.parquet'}")
 
     def _judge(self) -> "AuditResult":
-        import numpy as np
-
         from l2rm.auditing.audit import audit, audit_scores
         from l2rm.auditing.judge import audit_without_model
+        from l2rm.auditing.learned import verdict
         from l2rm.data.features import read_array
         from l2rm.earlier import data_for
         from l2rm.evaluation.scores import MatrixScores
@@ -120,13 +119,13 @@ class Audit(Command):
             with_features, encoder=data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
         )
         pairs = encoded(open_rows(data, self.split), model=run.model)
-        if (known := run.match_probability(pairs)) is not None:
-            dev = open_unseen(data, pairs.take(np.flatnonzero(~np.isnan(known))))
-            if dev is None:
-                log.info("%s has learned these pairs by heart, so confidences in partners are far too high", self.model)
-            else:
+        if (found := verdict(run, pairs, seed=self.seed)) is not None:
+            options["match_probability"] = found.match_probability
+            if (dev := open_unseen(data, found.learned)) is not None:
                 options["unseen"] = encoded(dev, model=run.model)
-        return audit(pairs, run.model, match_probability=known, judge=f"the model {self.model}", **options)
+            else:
+                log.info("%s has learned these pairs by heart, so confidences in partners are far too high", self.model)
+        return audit(pairs, run.model, judge=f"the model {self.model}", **options)
 
     @property
     def _folds(self) -> Path:

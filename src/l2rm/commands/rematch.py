@@ -114,6 +114,7 @@ class Rematch(Command):
             )
 
     def _judge(self, data: "DataConfig") -> "Rematched":
+        from l2rm.auditing.learned import verdict
         from l2rm.auditing.rematch import rematch, rematch_scores
         from l2rm.data.features import read_array
         from l2rm.earlier import data_for
@@ -144,7 +145,9 @@ class Rematch(Command):
         rematching = run.config.rematching
         divided = "image" if rematching.folds and rematching.evidence == "image" else "caption"
         options["level"] = divided if self.level == "auto" else self.level
-        return rematch(pairs, run.model, match_probability=run.match_probability(pairs), **options)
+        found = verdict(run, pairs, seed=self.seed)
+        probability = None if found is None else found.match_probability
+        return rematch(pairs, run.model, match_probability=probability, **options)
 
     def _advice(self, result: "Rematched", out: Path) -> str:
         """How to read what was written."""
