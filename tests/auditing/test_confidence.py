@@ -19,18 +19,19 @@ def test_trials_are_those_of_plain_loops(monkeypatch: pytest.MonkeyPatch, most: 
     images, rows, margin = 9, 20, 0.2
     S = generator.normal(size=(13, 31)).astype(np.float32)
     image_of = np.append(generator.integers(0, images, rows), generator.integers(images, 13, 11))
-    unseen = Unseen(scores=MatrixScores(S), image_of=image_of)
+    tried = np.append([3, 7], np.arange(rows, 31))  # two of them among those to be audited
+    unseen = Unseen(scores=MatrixScores(S), image_of=image_of, rows=tried)
     trials = Trials.of_unseen(unseen, images=images, rows=rows, margin=margin, seed=0)
     expected = {}
-    for row in range(rows, 31):
+    for row in tried.tolist():
         own, best = int(image_of[row]), int(S[:images, row].argmax())
         image = own if S[own, row] >= S[best, row] else best
         score = S[image, row]
         against = [max(0.0, margin + S[k, row] - score) for k in range(images) if k != image]
         others = [max(0.0, margin + S[image, j] - score) for j in range(rows) if image_of[j] not in (image, own)]
         expected[row] = np.mean(against) + np.mean(others), image == own
-    assert len(trials.losses) == min(most, 11)
-    if most > 11:
+    assert len(trials.losses) == min(most, 13)
+    if most > 13:
         np.testing.assert_allclose(trials.losses, [loss for loss, _ in expected.values()], rtol=1e-5)
         assert trials.is_right.tolist() == [right for _, right in expected.values()]
     else:
@@ -67,7 +68,7 @@ def test_a_judge_that_knows_its_pairs_by_heart_is_as_sure_as_it_is_right() -> No
     )
     probability = np.where(given[:n] == true_image[:n], 0.9, 0.1)
     audited = MatrixScores(S[:n, :n])
-    unseen = Unseen(scores=MatrixScores(S), image_of=given)
+    unseen = Unseen(scores=MatrixScores(S), image_of=given, rows=np.arange(n, n + control))
     bold = audit_scores(audited, pairs, match_probability=probability, progress=False)
     honest = audit_scores(audited, pairs, match_probability=probability, unseen=unseen, progress=False)
     suspects = bold.is_mismatched

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from l2rm.auditing.check import check_judging, checked_probability
-from l2rm.auditing.confidence import Trials, Unseen
+from l2rm.auditing.confidence import Trials, Unseen, find_unseen
 from l2rm.auditing.crossfit import CrossFit
 from l2rm.auditing.evidence import gather_evidence
 from l2rm.auditing.folder import write_facts
@@ -23,7 +24,7 @@ from l2rm.data.pairs import Pairs
 from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
-from l2rm.evaluation.evaluate import Models, joined_scores, model_scores
+from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
 from l2rm.files import folder_written_whole, written_whole
@@ -183,14 +184,22 @@ class Audit:
         write_table(path, columns)
 
 
-def audit(pairs: Pairs, model: Models, *, unseen: Pairs | None = None, progress: bool = True, **options: Any) -> Audit:
+def audit(
+    pairs: Pairs,
+    model: Models,
+    *,
+    unseen: Pairs | NDArray[np.int64] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Audit:
     """Judge every pair by a trained model, or by the mean similarity of several: `audit_scores` of their scores.
 
     Args:
         pairs: images and captions as given. Where they have no features, their images are encoded.
         model: one model or several.
-        unseen: pairs that the model has not learned, such as its dev split, which tell how sure its suggestions are.
-            Without them a model that was trained on `pairs` is far too sure, as it knows these by heart.
+        unseen: pairs that the model has not learned, such as its dev split, or the numbers of such rows of `pairs`:
+            they tell how sure its suggestions are. Without them a model that was trained on `pairs` is far too sure, as
+            it knows these by heart.
         progress: tell on standard error how far it is.
         options: thresholds and the like, as in `audit_scores`.
 
@@ -202,8 +211,7 @@ def audit(pairs: Pairs, model: Models, *, unseen: Pairs | None = None, progress:
     """
     scores = model_scores(model, pairs, progress=progress)
     if unseen is not None:
-        joined = joined_scores(model, pairs, unseen, progress=progress)
-        options["unseen"] = Unseen(scores=joined, image_of=np.append(pairs.image_of, unseen.image_of + pairs.n_images))
+        options["unseen"] = find_unseen(model, pairs, scores, unseen, progress=progress)
     return audit_scores(scores, pairs, progress=progress, **{"judge": "a trained model", **options})
 
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from l2rm.auditing.evidence import Evidence, against_captions, against_images, draw_negatives
+from l2rm.data.pairs import Pairs
+from l2rm.evaluation.evaluate import Models, joined_scores
 from l2rm.evaluation.scores import Scores, checked_block
 
 TRIED = 4000
@@ -19,15 +21,17 @@ _IMAGES, _CAPTIONS = 1024, 256
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Unseen:
-    """Pairs that the judge has not learned, behind those to be audited.
+    """Captions whose image is known and that the judge has not learned: of what it knows by heart it is far too sure.
 
     Attributes:
-        scores: images × captions, those to be audited first.
+        scores: images × captions, those to be audited first; others may follow.
         image_of: `(captions,)`; the image of each caption, by its place in `scores`.
+        rows: which captions are new to the judge.
     """
 
     scores: Scores
     image_of: NDArray[np.int64]
+    rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,13 +62,13 @@ class Trials:
         """Pairs that the judge has not learned, among the images to be audited: for a model that knows those by heart.
 
         Args:
-            unseen: scores of all.
+            unseen: those pairs.
             images, rows: how many images and captions of them are to be audited.
             margin, seed: of the audit, so that losses compare.
         """
         sampled_images, sampled_captions = draw_negatives(seed, images, rows)
         image_of, scores = unseen.image_of, unseen.scores
-        tried = np.arange(rows, len(image_of))
+        tried = unseen.rows
         if len(tried) > TRIED:
             tried = np.sort(np.random.default_rng(seed).choice(tried, TRIED, replace=False))
         losses, is_right = [], []
@@ -96,6 +100,24 @@ class Trials:
         falling = isotonic_regression(share, weights=weights, increasing=False).x
         found: NDArray[np.float64] = np.interp(losses, tried, falling)
         return found.clip(0, 1)
+
+
+def find_unseen(
+    models: Models, pairs: Pairs, scores: Scores, unseen: Pairs | NDArray[np.int64], *, progress: bool
+) -> Unseen:
+    """Pairs beside those to be audited, or rows of these, as captions that the models have not learned.
+
+    Args:
+        models: the judges.
+        pairs, scores: to be audited, and the judges' scores of them.
+        unseen: other pairs, or numbers of rows.
+        progress: tell on standard error how far it is.
+    """
+    if not isinstance(unseen, Pairs):
+        return Unseen(scores=scores, image_of=pairs.image_of, rows=unseen)
+    image_of = np.append(pairs.image_of, unseen.image_of + pairs.n_images)
+    joined = joined_scores(models, pairs, unseen, progress=progress)
+    return Unseen(scores=joined, image_of=image_of, rows=np.arange(len(pairs), len(image_of)))
 
 
 def _block(scores: Scores, images: NDArray[np.int64], captions: NDArray[np.int64]) -> torch.Tensor:

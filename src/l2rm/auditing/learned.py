@@ -18,11 +18,11 @@ class Verdict:
 
     Attributes:
         match_probability: `(rows,)` in [0, 1].
-        learned: the pairs among them that the run learned.
+        new: rows that the run has not learned.
     """
 
     match_probability: NDArray[np.float64]
-    learned: Pairs
+    new: NDArray[np.int64]
 
 
 def verdict(run: Run, pairs: Pairs, *, seed: int = 0) -> Verdict | None:
@@ -45,9 +45,8 @@ def verdict(run: Run, pairs: Pairs, *, seed: int = 0) -> Verdict | None:
     probability = run.match_probability(pairs)
     if probability is None:
         return None
-    new = np.isnan(probability)
-    if new.any():
-        rest, settings = pairs.take(np.flatnonzero(new)), run.config.rematching
+    if len(new := np.flatnonzero(np.isnan(probability))):
+        rest, settings = pairs.take(new), run.config.rematching
         ranks = rank_p_values(
             model_scores(run.model, rest),
             rest.image_of,
@@ -56,4 +55,4 @@ def verdict(run: Run, pairs: Pairs, *, seed: int = 0) -> Verdict | None:
             seed=(seed, len(rest)),
         )
         probability[new] = RankMixture.fit(ranks).match_probability(ranks).numpy()
-    return Verdict(match_probability=probability, learned=pairs.take(np.flatnonzero(~new)))
+    return Verdict(match_probability=probability, new=new)

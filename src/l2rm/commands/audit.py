@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from l2rm.auditing.audit import Audit as AuditResult
     from l2rm.data.pairs import Pairs
     from l2rm.sources import DataConfig
+    from l2rm.training.run import Run
 
 log = logging.getLogger("l2rm")
 
@@ -89,13 +90,12 @@ class Audit(Command):
         print(f"report: {self.out / 'report.html'}; every pair: {self.out / 'audit.parquet'}")
 
     def _judge(self) -> "AuditResult":
-        from l2rm.auditing.audit import audit, audit_scores
+        from l2rm.auditing.audit import audit_scores
         from l2rm.auditing.judge import audit_without_model
-        from l2rm.auditing.learned import verdict
         from l2rm.data.features import read_array
         from l2rm.earlier import data_for
         from l2rm.evaluation.scores import MatrixScores
-        from l2rm.sources import DataConfig, open_rows, open_unseen, with_features
+        from l2rm.sources import DataConfig, open_rows
         from l2rm.training.run import load_run
         from l2rm.training.train import pick_device
 
@@ -113,16 +113,30 @@ class Audit(Command):
             pairs = self._featured(data, device)
             options |= {"evidence": self.evidence, "folds_by": self.folds_by}
             return audit_without_model(pairs, head=self.head, device=device, keep=self._folds, **options)
-        run = load_run(self.model, device)
-        data = data_for([self.model], data)
+        return self._by_run(load_run(self.model, device), data_for([self.model], data), device, options)
+
+    def _by_run(self, run: "Run", data: "DataConfig", device: "torch.device", options: dict[str, Any]) -> "AuditResult":
+        """By a run that may have learned some of these pairs, or all."""
+        from l2rm.auditing.audit import audit
+        from l2rm.auditing.learned import verdict
+        from l2rm.rematching.control import FEWEST
+        from l2rm.sources import open_rows, open_unseen, with_features
+
         encoded = partial(
-            with_features, encoder=data.encoder, skip_bad=data.skip_bad, progress=not self.quiet, device=device
+            with_features,
+            encoder=data.encoder,
+            skip_bad=data.skip_bad,
+            progress=not self.quiet,
+            device=device,
+            model=run.model,
         )
-        pairs = encoded(open_rows(data, self.split), model=run.model)
+        pairs = encoded(open_rows(data, self.split))
         if (found := verdict(run, pairs, seed=self.seed)) is not None:
             options["match_probability"] = found.match_probability
-            if (dev := open_unseen(data, found.learned)) is not None:
-                options["unseen"] = encoded(dev, model=run.model)
+            if len(found.new) >= FEWEST:
+                options["unseen"] = found.new
+            elif (dev := open_unseen(data, pairs)) is not None:
+                options["unseen"] = encoded(dev)
             else:
                 log.info("%s has learned these pairs by heart, so confidences in partners are far too high", self.model)
         return audit(pairs, run.model, judge=f"the model {self.model}", **options)
