@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from l2rm.auditing import confidence
 from l2rm.auditing.audit import audit_scores
@@ -13,8 +14,7 @@ from l2rm.evaluation.scores import MatrixScores
 @pytest.mark.parametrize(("most", "chunk"), [(4000, 256), (4000, 3), (5, 2)])
 def test_trials_are_those_of_plain_loops(monkeypatch: pytest.MonkeyPatch, most: int, chunk: int) -> None:
     monkeypatch.setattr(confidence, "TRIED", most)
-    monkeypatch.setattr(confidence, "_CAPTIONS", chunk)
-    monkeypatch.setattr(confidence, "_IMAGES", 4)
+    monkeypatch.setattr(confidence, "CHUNK", chunk)
     generator = np.random.default_rng(0)
     images, rows, margin = 9, 20, 0.2
     S = generator.normal(size=(13, 31)).astype(np.float32)
@@ -79,3 +79,16 @@ def test_a_judge_that_knows_its_pairs_by_heart_is_as_sure_as_it_is_right() -> No
     assert honest.rematch_confidence[suspects].mean() == pytest.approx(right, abs=0.08)
     np.testing.assert_array_equal(honest.candidates, bold.candidates)
     np.testing.assert_array_equal(honest.losses, bold.losses)
+
+
+class Rounding(MatrixScores):
+    """Scores that are a little lower in small blocks."""
+
+    def block(self, images: np.ndarray, captions: np.ndarray) -> torch.Tensor:
+        return super().block(images, captions) + 1e-6 * len(images)
+
+
+def test_the_own_image_is_right_however_its_score_is_rounded() -> None:
+    scores = Rounding(np.eye(12, dtype=np.float32))
+    unseen = Unseen(scores=scores, image_of=np.arange(12), rows=np.array([1, 4, 5]))
+    assert Trials.of_unseen(unseen, images=12, rows=12, margin=0.2, seed=0).is_right.all()

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from l2rm.auditing.check import check_judging, checked_probability
-from l2rm.auditing.confidence import Trials, Unseen, find_unseen
+from l2rm.auditing.confidence import Trials, Unseen
 from l2rm.auditing.crossfit import CrossFit
 from l2rm.auditing.evidence import gather_evidence
 from l2rm.auditing.folder import write_facts
@@ -24,7 +24,7 @@ from l2rm.data.pairs import Pairs
 from l2rm.data.tables import write_table
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import Detection, RematchHits, measure_detection, measure_rematch
-from l2rm.evaluation.evaluate import Models, model_scores
+from l2rm.evaluation.evaluate import Models, mean_scores, member_scores
 from l2rm.evaluation.metrics import Metrics
 from l2rm.evaluation.scores import Scores
 from l2rm.files import folder_written_whole, written_whole
@@ -209,9 +209,12 @@ def audit(
     Example:
         >>> audit(noisy.pairs, run.model, unseen=dev).to_html("report.html")  # doctest: +SKIP
     """
-    scores = model_scores(model, pairs, progress=progress)
-    if unseen is not None:
-        options["unseen"] = find_unseen(model, pairs, scores, unseen, progress=progress)
+    members = member_scores(model, pairs, progress=progress)
+    scores = mean_scores(members)
+    if isinstance(unseen, Pairs):
+        options["unseen"] = Unseen.beside(pairs, members, unseen, model)
+    elif unseen is not None:
+        options["unseen"] = Unseen(scores=scores, image_of=pairs.image_of, rows=unseen)
     return audit_scores(scores, pairs, progress=progress, **{"judge": "a trained model", **options})
 
 
@@ -299,7 +302,8 @@ def audit_scores(
         match_probability = _probability(mixture, evidence.losses)
     if unseen is not None:
         trials = Trials.of_unseen(unseen, images=pairs.n_images, rows=len(pairs), margin=margin, seed=seed)
-    losses = evidence.suggestion_losses
+    suggested = evidence.suggestion_losses
+    confidence = _probability(mixture, suggested) if trials is None else trials.confidence(suggested)
     if flags and copies is None:
         copies = find_near_duplicates(pairs, progress=progress)
     return Audit(
@@ -309,7 +313,7 @@ def audit_scores(
         match_probability=match_probability,
         candidates=evidence.candidates,
         rematch_row=evidence.best_caption,
-        rematch_confidence=_probability(mixture, losses) if trials is None else trials.confidence(losses),
+        rematch_confidence=confidence,
         keep_threshold=keep_threshold,
         rematch_threshold=rematch_threshold,
         by_losses=by_losses,

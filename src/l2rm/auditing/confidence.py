@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,15 @@ from scipy.optimize import isotonic_regression
 
 from l2rm.auditing.evidence import Evidence, against_captions, against_images, draw_negatives
 from l2rm.data.pairs import Pairs
-from l2rm.evaluation.evaluate import Models, joined_scores
+from l2rm.evaluation.evaluate import Models, mean_scores, member_scores
 from l2rm.evaluation.scores import Scores, checked_block
+from l2rm.rematching.candidates import nearest_images
+from l2rm.rematching.together import Units, UnitScores
+from l2rm.similarity.scoring import JoinedScores, ModelScores
 
 TRIED = 4000
 """Captions that are tried, at most."""
-_IMAGES, _CAPTIONS = 1024, 256
+CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +36,20 @@ class Unseen:
     scores: Scores
     image_of: NDArray[np.int64]
     rows: NDArray[np.int64]
+
+    @classmethod
+    def beside(cls, pairs: Pairs, judges: Sequence[ModelScores], other: Pairs, models: Models) -> Unseen:
+        """Other pairs, by the same models.
+
+        Args:
+            pairs, judges: to be audited, and each model's scores of them.
+            other: pairs that the models have not learned.
+            models: the judges.
+        """
+        of_other = member_scores(models, other)
+        joined = mean_scores([JoinedScores(*both) for both in zip(judges, of_other, strict=True)])
+        image_of = np.append(pairs.image_of, other.image_of + pairs.n_images)
+        return cls(scores=joined, image_of=image_of, rows=np.arange(len(pairs), len(image_of)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,23 +89,26 @@ class Trials:
         tried = unseen.rows
         if len(tried) > TRIED:
             tried = np.sort(np.random.default_rng(seed).choice(tried, TRIED, replace=False))
-        losses, is_right = [], []
-        for captions in np.array_split(tried, -(-len(tried) // _CAPTIONS)):
-            given = image_of[captions]
-            own_images, place = np.unique(given, return_inverse=True)
-            own = _block(scores, own_images, captions)[torch.from_numpy(place), torch.arange(len(captions))]
-            best, image = _best(scores, images, captions)
-            right = (own >= best).numpy()
-            image, score = np.where(right, given, image), torch.maximum(own, best)
-            loss = against_images(
-                _block(scores, sampled_images, captions), score, torch.from_numpy(image), sampled_images, margin
+        own = UnitScores(scores, Units.single(tried)).own(image_of)
+        best = nearest_images(scores, candidates=1, captions=tried, images=np.arange(images))
+        # a score is the same in every block up to rounding only
+        is_right = (own >= best.scores[:, 0]) | (best.images[:, 0] == image_of[tried])
+        image = np.where(is_right, image_of[tried], best.images[:, 0])
+        score = torch.from_numpy(np.maximum(own, best.scores[:, 0]))
+        losses = np.empty(len(tried))
+        for start in range(0, len(tried), CHUNK):
+            part = slice(start, start + CHUNK)
+            sampled = _block(scores, sampled_images, tried[part])
+            chosen, place = np.unique(image[part], return_inverse=True)
+            of_two_sets = np.split(chosen, [(chosen < images).sum()])  # the audited ones, and those behind them
+            pieces = [_block(scores, some, sampled_captions) for some in of_two_sets if len(some)]
+            of_images = torch.cat(pieces)[torch.from_numpy(place)]
+            losses[part] = against_images(
+                sampled, score[part], torch.from_numpy(image[part]), sampled_images, margin
+            ) + against_captions(
+                of_images, score[part], image[part], image_of[tried[part]], image_of[sampled_captions], margin
             )
-            chosen, place = np.unique(image, return_inverse=True)
-            scored = _chosen(scores, chosen, sampled_captions, images)[torch.from_numpy(place)]
-            loss += against_captions(scored, score, image, given, image_of[sampled_captions], margin)
-            losses.append(loss)
-            is_right.append(right)
-        return cls(losses=np.concatenate(losses), is_right=np.concatenate(is_right), weights=np.ones(len(tried)))
+        return cls(losses=losses, is_right=is_right, weights=np.ones(len(tried)))
 
     def confidence(self, losses: NDArray[np.float64]) -> NDArray[np.float64]:
         """`(rows,)` in [0, 1]; how often an image that fits with such a loss was right.
@@ -102,40 +123,5 @@ class Trials:
         return found.clip(0, 1)
 
 
-def find_unseen(
-    models: Models, pairs: Pairs, scores: Scores, unseen: Pairs | NDArray[np.int64], *, progress: bool
-) -> Unseen:
-    """Pairs beside those to be audited, or rows of these, as captions that the models have not learned.
-
-    Args:
-        models: the judges.
-        pairs, scores: to be audited, and the judges' scores of them.
-        unseen: other pairs, or numbers of rows.
-        progress: tell on standard error how far it is.
-    """
-    if not isinstance(unseen, Pairs):
-        return Unseen(scores=scores, image_of=pairs.image_of, rows=unseen)
-    image_of = np.append(pairs.image_of, unseen.image_of + pairs.n_images)
-    joined = joined_scores(models, pairs, unseen, progress=progress)
-    return Unseen(scores=joined, image_of=image_of, rows=np.arange(len(pairs), len(image_of)))
-
-
 def _block(scores: Scores, images: NDArray[np.int64], captions: NDArray[np.int64]) -> torch.Tensor:
     return checked_block(scores, images, captions).to(device="cpu", dtype=torch.float32)
-
-
-def _best(scores: Scores, images: int, captions: NDArray[np.int64]) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """The best of the first `images` images for each caption: its score and its number."""
-    best, image = torch.full((len(captions),), -torch.inf), np.zeros(len(captions), dtype=np.int64)
-    for start in range(0, images, _IMAGES):
-        found, place = _block(scores, np.arange(start, min(start + _IMAGES, images)), captions).max(0)
-        better = found > best
-        best = torch.where(better, found, best)
-        image = np.where(better.numpy(), start + place.numpy(), image)
-    return best, image
-
-
-def _chosen(scores: Scores, chosen: NDArray[np.int64], captions: NDArray[np.int64], images: int) -> torch.Tensor:
-    """Scores of some images, in order, with captions: a block of audited images, and one of those behind them."""
-    parts = [part for part in (chosen[chosen < images], chosen[chosen >= images]) if len(part)]
-    return torch.cat([_block(scores, part, captions) for part in parts])

@@ -69,6 +69,7 @@ def render_report(
         source=audit.pairs.source,
         counts=_counts(audit),
         histograms=_histograms(audit),
+        calibrated=audit.calibrated,
         degenerate=audit.mixture.degenerate,
         truth_known=audit.pairs.true_image_of is not None,
         cards=worst_pairs(audit),

@@ -12,7 +12,7 @@ from l2rm.evaluation.scores import EnsembleScores, KeptScores, Scores
 from l2rm.similarity.cascade import CascadeScores
 from l2rm.similarity.first_pass import FirstPass
 from l2rm.similarity.model import RetrievalModel
-from l2rm.similarity.scoring import JoinedScores, ModelScores
+from l2rm.similarity.scoring import ModelScores
 
 Models = RetrievalModel | Sequence[RetrievalModel]
 KEPT_CELLS = 2**28
@@ -59,7 +59,7 @@ def evaluate_each(
     Raises:
         InputError: what `evaluate` raises.
     """
-    members: list[Scores] = list(_members(models, pairs, progress=progress))
+    members: list[Scores] = list(member_scores(models, pairs, progress=progress))
     if len(members) * len(protocols) > 1 and members[0].n_images * members[0].n_captions <= KEPT_CELLS:
         members = [KeptScores(member) for member in members]
     everything = [*members, EnsembleScores(members)] if len(members) > 1 else members
@@ -94,7 +94,7 @@ def evaluate_shortlisted(
     Raises:
         InputError: what `evaluate` and `cascade` raise.
     """
-    (scores,) = _members([model], pairs, progress=progress)
+    (scores,) = member_scores([model], pairs, progress=progress)
     shortlisted = CascadeScores(scores, share, first_pass)
     metrics = [
         evaluate_scores(shortlisted, pairs.image_of, protocol=protocol, progress=progress) for protocol in protocols
@@ -108,29 +108,17 @@ def model_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> Sco
     Raises:
         InputError: no model, or features that a model cannot take or that are not finite.
     """
-    return _mean(_members(_several(models), pairs, progress=progress))
+    return mean_scores(member_scores(models, pairs, progress=progress))
 
 
-def joined_scores(models: Models, first: Pairs, second: Pairs, *, progress: bool = False) -> Scores:
-    """As `model_scores`, of two sets of pairs: the images and captions of the second are numbered on from the first's.
-
-    Raises:
-        InputError: no model, or features that a model cannot take or that are not finite.
-    """
-    both = (_members(_several(models), pairs, progress=progress) for pairs in (first, second))
-    return _mean([JoinedScores(*parts) for parts in zip(*both, strict=True)])
+def mean_scores(members: Sequence[Scores]) -> Scores:
+    """The scores of an ensemble; of a single member its own."""
+    return members[0] if len(members) == 1 else EnsembleScores(members)
 
 
-def _several(models: Models) -> Sequence[RetrievalModel]:
-    return [models] if isinstance(models, RetrievalModel) else models
-
-
-def _mean(scores: Sequence[Scores]) -> Scores:
-    return scores[0] if len(scores) == 1 else EnsembleScores(scores)
-
-
-def _members(models: Sequence[RetrievalModel], pairs: Pairs, *, progress: bool) -> list[ModelScores]:
-    """The scores of each model."""
+def member_scores(models: Models, pairs: Pairs, *, progress: bool = False) -> list[ModelScores]:
+    """The scores of each model; see `model_scores`."""
+    models = [models] if isinstance(models, RetrievalModel) else models
     if models and pairs.features is None and (reading := models[0].reading) is not None:
         pairs = pictured(pairs, reading, progress=progress)
     elif models and pairs.features is None:

@@ -103,7 +103,7 @@ class Embed:
                 for row in np.flatnonzero(~np.isfinite(array).all(axis=1)).tolist():
                     bad.add(row, f"the embedding of its {name} has a NaN or infinite value", "mend it")
             good = bad.rest(len(samples))
-            one, two = (array[good] for array in arrays)
+            image_vectors, caption_vectors = (array[good] for array in arrays)
         elif samples.images is not None or samples.captions is not None:
             raise InputError(f"{shard}: holds embeddings of one kind only; pack KEY.image.npy and KEY.caption.npy")
         elif self.encoder is None:
@@ -111,13 +111,13 @@ class Embed:
                 f"{shard}: holds pictures; give a model that embeds them and their captions (--encoder NAME)"
             )
         else:
-            one = _encoded(shard, texts, self.encoder, self.device, bad)
+            image_vectors = _encoded(shard, texts, self.encoder, self.device, bad)
             good = bad.rest(len(samples))
             towers, words = _towers(self.encoder, self.device), [texts["caption"][row] for row in good]
             parts = [towers.texts(words[start : start + 64]) for start in range(0, len(words), 64)]
-            two = torch.cat(parts).numpy().astype(np.float16)
-        np.save(images, one)
-        np.save(captions, two)
+            caption_vectors = torch.cat(parts).numpy().astype(np.float16)
+        np.save(images, image_vectors)
+        np.save(captions, caption_vectors)
         unusable = (
             LeftOut(row=texts["pair_id"][row], image=texts["image"][row], reason=bad.reasons[row])
             for row in sorted(bad.reasons)
