@@ -147,14 +147,20 @@ class _LayerGradient:
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.twice = 2 * weight.t()
-        self.found = torch.zeros_like(weight, dtype=dtype), weight.new_zeros(len(weight), dtype=dtype)
+        # MKL makes squareᵀ · rows faster than rowsᵀ · square, by a sixth
+        self._transposed = weight.new_zeros(weight.shape[::-1], dtype=dtype)
+        self._bias = weight.new_zeros(len(weight), dtype=dtype)
+
+    @property
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Of the weight (S, D) and of the bias (S,)."""
+        return self._transposed.t(), self._bias
 
     def through(self, gradient: Tensor, square: Tensor) -> Tensor:
         """Add what `gradient` (n, …, S) of the layer's output says; returns the factor of the difference, `2 Wᵀ g`."""
         rows = gradient.reshape(-1, gradient.shape[-1])
-        weight, bias = self.found
-        weight += rows.t() @ square.view(len(rows), -1)
-        bias += rows.sum(0)
+        self._transposed += square.view(len(rows), -1).t() @ rows
+        self._bias += rows.sum(0)
         return product(rows, self.twice).view_as(square)
 
 
