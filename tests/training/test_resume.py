@@ -217,7 +217,7 @@ def test_candidates_go_on_where_they_stopped(small, go, monkeypatch, tmp_path):
     assert done == 3 * 24
 
 
-@pytest.mark.parametrize(("method", "steps"), [("division", 41), ("ncr", 41), ("crcl", 29), ("crcl", 24)])
+@pytest.mark.parametrize(("method", "steps"), [("division", 41), ("ncr", 41), ("in2r", 41), ("crcl", 29), ("crcl", 24)])
 def test_every_method_goes_on_where_it_stopped(small, go, monkeypatch, tmp_path, method, steps):
     """In an epoch after a division; in a round of crcl, and just as the next one is to begin."""
     settings = {"method": method, "warmup_epochs": 3, "rematching_epochs": 2}

@@ -10,7 +10,7 @@ from l2rm.benchmark.grid import Grid, percent
 from l2rm.files import written_whole
 
 Row = dict[str, Any]
-TWO_NETWORKS = ("ncr",)
+TWO_NETWORKS = ("ncr", "in2r")
 NOTE = """Each cell: mean ± standard deviation over seeds (in brackets how many, where some are missing). rSum is the
 sum of R@1, R@5, R@10 both ways, 0 to 600. Models are chosen on dev; test is ranked once."""
 NETWORKS_NOTE = """`ncr` trains two networks and answers by the mean of both, with twice the training time: compare

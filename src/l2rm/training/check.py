@@ -36,6 +36,10 @@ LOWEST: dict[str, float] = {
     "crcl.momentum": 0,
     "crcl.complement": 0,
     "crcl.least": 0,
+    "in2r.memory": 1,
+    "in2r.neighbours": 1,
+    "in2r.margin": 0,
+    "in2r.weight": 0,
     "model.embed_dim": 1,
     "model.word_dim": 1,
     "model.similarity_dim": 1,
@@ -97,6 +101,11 @@ def check_config(config: TrainConfig) -> None:
         raise InputError(
             f"rematching.memory: {config.model.similarity} compares regions with words, which a memory would have to "
             "hold; give 0"
+        )
+    if config.method == "in2r" and config.model.similarity != "cosine":
+        raise InputError(
+            f"method: in2r looks for neighbours among vectors of images and captions, and {config.model.similarity} "
+            "compares regions with words or reads pixels; take model.similarity cosine, or another method"
         )
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(

@@ -5,9 +5,9 @@ from typing import Literal
 
 from l2rm.rematching.settings import RematchingConfig
 from l2rm.similarity.settings import ModelConfig
-from l2rm.training.methods.settings import CrclConfig, NcrConfig
+from l2rm.training.methods.settings import CrclConfig, In2rConfig, NcrConfig
 
-Method = Literal["l2rm", "plain", "oracle", "warmup", "division", "ncr", "crcl"]
+Method = Literal["l2rm", "plain", "oracle", "warmup", "division", "ncr", "crcl", "in2r"]
 Objective = Literal["auto", "mean_violation", "infonce", "symmetric_cross_entropy", "two_stage"]
 
 CANDIDATES: dict[str, tuple[Objective, ...]] = {
@@ -24,7 +24,8 @@ class TrainConfig:
     method: Method = "l2rm"
     """l2rm: warm-up, then rematching. plain: every pair taken as matched. oracle: truly matched pairs only, as many
     gradient steps. warmup: the warm-up objective all the way. division: as l2rm, but suspects are dropped. ncr: two
-    networks divide for each other and soften margins. crcl: active complementary loss, self-refined over rounds."""
+    networks divide for each other and soften margins. crcl: active complementary loss, self-refined over rounds.
+    in2r: two networks, suspects learn from the trusted neighbours of their image and of their caption."""
     objective: Objective = "auto"
     """What plain and oracle learn by. auto: try each in turn and keep the best on dev. two_stage: symmetric cross
     entropy for the warm-up epochs, then the hardest triplet."""
@@ -54,6 +55,7 @@ class TrainConfig:
     rematching: RematchingConfig = field(default_factory=RematchingConfig)
     ncr: NcrConfig = field(default_factory=NcrConfig)
     crcl: CrclConfig = field(default_factory=CrclConfig)
+    in2r: In2rConfig = field(default_factory=In2rConfig)
 
     @property
     def epochs(self) -> int:
@@ -63,7 +65,7 @@ class TrainConfig:
     @property
     def networks(self) -> int:
         """Networks that the method trains; they answer as one, by the mean of their scores."""
-        return 2 if self.method == "ncr" else 1
+        return 2 if self.method in ("ncr", "in2r") else 1
 
     def learning_rate_factor(self, epoch: int) -> float:
         """What the learning rates are multiplied with in `epoch` (from 0)."""

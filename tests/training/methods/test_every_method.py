@@ -45,7 +45,7 @@ def test_heads_on_two_arrays_of_embeddings(small, tmp_path, method):
     assert run.match_probability(pairs).shape == (360,)
 
 
-@pytest.mark.parametrize(("method", "pooling"), [("l2rm", "gpo"), ("ncr", "gpo"), ("division", "raw")])
+@pytest.mark.parametrize(("method", "pooling"), [("l2rm", "gpo"), ("ncr", "gpo"), ("in2r", "raw"), ("division", "raw")])
 def test_any_pooling(small, tmp_path, method, pooling):
     config = small.small_config(method=method, **SHORT)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pooling=pooling))

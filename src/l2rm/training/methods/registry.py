@@ -2,6 +2,7 @@
 
 from l2rm.training.methods.crcl import Crcl
 from l2rm.training.methods.division import DropSuspects
+from l2rm.training.methods.in2r import In2r
 from l2rm.training.methods.l2rm import Rematch
 from l2rm.training.methods.l2rm_dataset import RematchDataset
 from l2rm.training.methods.method import Method
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "division": DropSuspects,
     "ncr": Ncr,
     "crcl": Crcl,
+    "in2r": In2r,
 }
 """By the name that `TrainConfig.method` gives them."""
 

@@ -30,3 +30,17 @@ class CrclConfig:
     """Weight of the complementary loss."""
     least: float = 0.1
     """Labels below this become 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class In2rConfig:
+    """Of `in2r`; the division is that of `ncr`, and so are its threshold, margin and temperature."""
+
+    memory: int = 16384
+    """Trusted pairs that a network remembers; published: 65,536."""
+    neighbours: int = 5
+    """Of them, the nearest ones that a suspect learns from."""
+    margin: float = 0.3
+    """By which an image (a caption) is to be nearer to its other view than to others."""
+    weight: float = 0.5
+    """Of what suspects learn from neighbours."""
