@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.integrate import trapezoid
 
 from l2rm.auditing.audit import audit_scores
 from l2rm.auditing.issues import find_issues
@@ -271,7 +272,7 @@ def test_the_curve_of_ranks_is_smooth_and_holds_as_many_pairs() -> None:
     logs, density = _ranks_by_powers(p_values, mixture)
     grid = np.linspace(logs.min(), 0, 20_001)
     curves = density(grid)
-    matched, mismatched = np.trapezoid(curves, grid)
+    matched, mismatched = trapezoid(curves, grid)
     assert matched + mismatched == pytest.approx(1, abs=0.05)  # less what is left of the axis
     assert mismatched == pytest.approx(mixture.mismatch_ratio, rel=0.01)
     teeth = (np.abs(np.diff(curves[0])) > 0.05).sum()

@@ -113,3 +113,18 @@ def test_a_stamp_changes_with_path_size_and_time(tmp_path: Path) -> None:
     assert len(stamps) == 4
     os.utime(second, ns=(10, 10))
     assert stamp(second) in stamps
+
+
+def test_a_writer_killed_before_the_first_header_leaves_no_cache(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+
+    def killed(*what):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.npy, "write_array_header_1_0", killed)
+        with pytest.raises(KeyboardInterrupt), FeatureStore(path, (2, 3)).writing():
+            pass
+    assert not path.exists()
+    assert len(filled(path, 3)) == 3
+    assert [one.name for one in tmp_path.iterdir() if one.suffix == ".part"] == []

@@ -84,8 +84,10 @@ class FeatureStore:
         with _alone(self.path.with_suffix(".lock")), _disk_full_told(self.path):
             self._load()
             if not self.path.exists():
-                with self.path.open("wb") as file:
+                begun = self.path.with_name(f"{self.path.name}.part")  # a file has its name once it is whole
+                with begun.open("wb") as file:
                     npy.write_array_header_1_0(file, self._header(0))
+                begun.replace(self.path)
                 self._load()
             # What a killed writer stored but did not count any more is written anew.
             os.truncate(self.path, self._header_bytes + len(self) * self._entry_bytes)
