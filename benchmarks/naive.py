@@ -4,6 +4,8 @@ Same weights as a model of ours and the same outputs. As in the code of this fam
 image, norms are roots of summed squares, queries and keys are products of their own; nothing is folded or made again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2rm.encoders import linear
 from l2rm.rematching.cost import COST_FLOOR, LinearCost, known_match_loss
 from l2rm.rematching.objectives import max_violation, symmetric_kl
 from l2rm.rematching.transport import partial_transport
@@ -20,7 +23,18 @@ from l2rm.similarity.sgraf import SAF, SGR
 
 def naive_similarity(model: RetrievalModel, images: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
     """(N, R, F) features, (M, L) tokens, (M,) lengths -> (N, M), by a loop over the captions."""
-    return naive_score(model, model.encode_images(images), model.encode_captions(tokens, lengths))
+    with layers_by_torch():
+        return naive_score(model, model.encode_images(images), model.encode_captions(tokens, lengths))
+
+
+@contextmanager
+def layers_by_torch() -> Iterator[None]:
+    """Linear layers as torch has them, not as ours."""
+    ours, linear.ONEDNN = linear.ONEDNN, False
+    try:
+        yield
+    finally:
+        linear.ONEDNN = ours
 
 
 def naive_score(model: RetrievalModel, image: Any, caption: Any) -> Tensor:

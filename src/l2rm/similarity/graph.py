@@ -54,7 +54,7 @@ class _Update(torch.autograd.Function):
             x = nodes[part]
             query = product(x[:, :asked], fold, shift)
             share = torch.bmm(query, x.transpose(1, 2)).softmax(-1)
-            updated[part] = product(torch.bmm(share, x), weight, bias).relu_()
+            torch.clamp_min(product(torch.bmm(share, x), weight, bias), 0, out=updated[part])
             if keep:
                 kept += [query, share]
         ctx.save_for_backward(nodes, fold, weight, updated, *kept)
