@@ -13,8 +13,8 @@ Row = dict[str, Any]
 TWO_NETWORKS = ("ncr", "in2r")
 NOTE = """Each cell: mean ± standard deviation over seeds (in brackets how many, where some are missing). rSum is the
 sum of R@1, R@5, R@10 both ways, 0 to 600. Models are chosen on dev; test is ranked once."""
-NETWORKS_NOTE = """`ncr` trains two networks and answers by the mean of both, with twice the training time: compare
-it with ensembles of two seeds of another method (`l2rm evaluate RUN RUN --data DATA`)."""
+NETWORKS_NOTE = """{} two networks and answer by the mean of both, with twice the training time: compare
+with ensembles of two seeds of another method (`l2rm evaluate RUN RUN --data DATA`)."""
 
 
 def write_table(path: Path, grid: Grid, rows: Sequence[Row], facts: dict[str, str]) -> None:
@@ -32,8 +32,8 @@ def markdown(grid: Grid, rows: Sequence[Row], facts: dict[str, str]) -> str:
         facts: where the numbers come from, for the first lines.
     """
     parts = [f"# {grid.name}", "\n".join(f"- {name}: {value}" for name, value in facts.items()), NOTE]
-    if any(row["method"] in TWO_NETWORKS for row in rows):
-        parts.append(NETWORKS_NOTE)
+    if of_two := [method for method in TWO_NETWORKS if any(row["method"] == method for row in rows)]:
+        parts.append(NETWORKS_NOTE.format("Runs of " + " and ".join(f"`{name}`" for name in of_two) + " train"))
     for similarity in grid.similarities:
         for level in grid.levels:
             of_level = [r for r in rows if r["similarity"] == similarity and r["level"] in (level, "none")]
