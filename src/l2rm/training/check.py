@@ -107,6 +107,10 @@ def check_config(config: TrainConfig) -> None:
             f"method: in2r looks for neighbours among vectors of images and captions, and {config.model.similarity} "
             "compares regions with words or reads pixels; take model.similarity cosine, or another method"
         )
+    if config.in2r.neighbours > config.in2r.memory:
+        raise InputError(
+            f"in2r.neighbours: {config.in2r.neighbours} are more than in2r.memory holds ({config.in2r.memory}); give less"
+        )
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(
             f"model.pooling: {config.model.similarity} compares regions with words and pools neither; leave it at mean"

@@ -60,6 +60,10 @@ def test_memory_holds_the_most_trusted_and_forgets_the_oldest(method):
     assert method.state["memory"][0, 0, :, 0].tolist() == [4, 3, 4, 2, 3]
     assert method.state["remembered"] == [6, 0]
     assert not method.state["memory"][1].any()
+    rows = [20, 21, 22, 23, 24, 25, 26]  # more than it holds
+    asked = batch(method, rows, method.state["match_probability"][1][rows])
+    method._remember(1, asked, (torch.arange(7.0)[:, None].expand(7, 16),) * 2)
+    assert sorted(method.state["memory"][1, 0, :, 0].tolist()) == [2, 3, 4, 5, 6]
 
 
 def test_matched_pairs_by_a_plain_loop(method):
@@ -149,3 +153,9 @@ def test_similarities_without_vectors_are_refused(small):
     config = small.small_config(**SETTINGS)
     with pytest.raises(InputError, match="method: in2r looks for neighbours"):
         check_config(dataclasses.replace(config, model=dataclasses.replace(config.model, similarity="sgr")))
+
+
+def test_more_neighbours_than_are_remembered_are_refused(small):
+    config = dataclasses.replace(small.small_config(**SETTINGS), in2r=In2rConfig(memory=4, neighbours=5))
+    with pytest.raises(InputError, match=r"in2r\.neighbours: 5 are more"):
+        check_config(config)

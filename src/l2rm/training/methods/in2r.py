@@ -110,7 +110,7 @@ class In2r(Ncr):
         assert batch.weights is not None
         told = self.state["match_probability"][1 - member]
         usual = told[told > self.config.rematching.matched_above].mean()
-        chosen = (batch.weights > usual.to(batch.weights)).nonzero().squeeze(1)
+        chosen = (batch.weights > usual.to(batch.weights)).nonzero().squeeze(1)[-self.config.in2r.memory :]
         memory, start = self.state["memory"][member], self.state["remembered"][member]
         places = torch.arange(start, start + len(chosen), device=memory.device) % memory.shape[1]
         for part, of in zip(memory, vectors, strict=True):
