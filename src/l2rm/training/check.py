@@ -109,7 +109,7 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.in2r.neighbours > config.in2r.memory:
         raise InputError(
-            f"in2r.neighbours: {config.in2r.neighbours} are more than in2r.memory holds, {config.in2r.memory}; give less"
+            f"in2r.neighbours: {config.in2r.neighbours} are more than in2r.memory, {config.in2r.memory}; give less"
         )
     if config.model.pooling != "mean" and config.model.similarity != "cosine":
         raise InputError(
