@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from l2rm.data.pairs import Pairs
-from l2rm.data.vocabulary import Vocabulary
+from l2rm.data.texts import word_weights
 from l2rm.errors import InputError
 
 
@@ -25,24 +25,16 @@ class CaptionLikeness:
     def __init__(self, pairs: Pairs) -> None:
         if pairs.caption_features is not None or pairs.true_image_of is None:
             raise InputError(f"{pairs.source}: likeness is measured by words, and needs the true images")
-        vocabulary = Vocabulary.build(pairs.captions, min_count=1)
-        tokens = [vocabulary.encode(caption)[1:-1] for caption in pairs.captions]
-        lengths = np.array([len(one) for one in tokens])
-        rows = np.repeat(np.arange(len(tokens)), lengths)
-        shape = (len(tokens), len(vocabulary))
-        counts = sparse.csr_matrix((np.ones(lengths.sum()), (rows, np.concatenate(tokens).astype(np.int64))), shape)
-        frequency = np.asarray((counts > 0).sum(0)).ravel()
-        weight = np.log((1 + len(tokens)) / (1 + frequency))
-        self._captions = counts.multiply(weight).tocsr()
+        self._captions = word_weights(pairs.captions)
         self._true_image_of = pairs.true_image_of
         known = np.flatnonzero(pairs.true_image_of >= 0)
         owners = (np.ones(len(known)), (pairs.true_image_of[known], known))
-        self._images = (sparse.csr_matrix(owners, (pairs.n_images, len(tokens))) @ self._captions).tocsr()
+        self._images = (sparse.csr_array(owners, (pairs.n_images, len(pairs))) @ self._captions).tocsr()
 
     def __call__(self, rows: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n,) in [0, 1]: of the captions in `rows` and one image each; 0 where either has no words."""
         caption = self._captions[rows]
-        own = sparse.diags((self._true_image_of[rows] == images).astype(np.float64))
+        own = sparse.diags_array((self._true_image_of[rows] == images).astype(np.float64))
         image = self._images[images] - own @ caption
         product = np.asarray(caption.multiply(image).sum(1)).ravel()
         lengths = [np.sqrt(np.asarray(part.multiply(part).sum(1)).ravel()) for part in (caption, image)]

@@ -65,6 +65,9 @@ class RematchingConfig:
     evidence: Literal["pair", "image", "auto"] = "pair"
     """With folds, what is ranked. pair: each caption by itself. image: captions given to one image together, for data
     where an image's captions came together. auto: what a first model, of half of the images, finds in the rest."""
+    wording: float = 0.0
+    """With folds or scope="dataset", how much the words of an image's other captions count beside a model's scores, in
+    standard deviations, where captions go astray one by one (evidence "pair"). 0: not at all, as published."""
     judge: str = ""
     """A finished RUN of the same pairs whose match probabilities stand instead of an own division, and with
     scope="dataset" its partners too: a cheap model judges, an expensive one learns. Empty: none."""

@@ -22,6 +22,7 @@ from l2rm.training.divide import Division, trusting
 from l2rm.training.optimiser import make_optimiser, set_learning_rate
 from l2rm.training.processes import share, sum_gradients, unite
 from l2rm.training.settings import TrainConfig
+from l2rm.training.wording import WordedScores, unit_words
 
 log = logging.getLogger("l2rm")
 RIVALS = 4096
@@ -62,7 +63,8 @@ def cross_fit(
     `folds_by="image+caption"` a model learns from no pair, of any image, whose caption is word for word one that it is
     to judge: a title that stands on many images is else learned from its twins, whether it fits or not. With
     `evidence="image"` the captions given to one image are ranked as one, by their mean log-probability. From the second
-    round on, the models learn from pairs drawn by the match probabilities so far. (Cross-fitting: Chernozhukov et al.,
+    round on, the models learn from pairs drawn by the match probabilities so far. Beside a model's scores the words of an
+    image's other captions count, by `wording`, as far as those are trusted so far. (Cross-fitting: Chernozhukov et al.,
     2018.)
 
     Args:
@@ -85,8 +87,9 @@ def cross_fit(
     text_of = text_numbers(pairs.captions) if by_text else np.arange(len(pairs))
     known = iter(done)
     generator = np.random.default_rng((config.seed, SALT))
-    taken = np.ones(len(pairs), dtype=bool)
-    rounds = []
+    words = unit_words(pairs.captions) if settings.wording and settings.evidence == "pair" else None
+    taken, trust = np.ones(len(pairs), dtype=bool), np.ones(len(pairs), dtype=np.float32)
+    rounds: list[NDArray[np.float32]] = []
     for turn in range(settings.fold_rounds):
         image_fold = generator.permutation(np.arange(groups.max() + 1) % settings.folds)[groups]
         fold_of = image_fold[pairs.image_of]
@@ -107,8 +110,12 @@ def cross_fit(
             fresh = warmed_up(model, batches, rows, config, seed, stop)
             judged(fresh)
             unseen = pairs.take(held_out)
+            scores: Scores = Stoppable(ModelScores(fresh, unseen), stop)
+            if words is not None:
+                own = words[held_out], unseen.image_of, trust[held_out]
+                scores = WordedScores(scores, *own, strength=settings.wording)
             p_values[held_out] = rank_p_values(
-                Stoppable(ModelScores(fresh, unseen), stop),
+                scores,
                 unseen.image_of,
                 tau=settings.tau,
                 together=settings.evidence == "image",
@@ -118,7 +125,7 @@ def cross_fit(
         mixture = RankMixture.fit(p_values)
         rounds.append(trusting(pairs, mixture.match_probability(p_values).numpy()))
         probability = np.stack(rounds).mean(0)
-        taken = generator.random(len(pairs)) < probability
+        taken, trust = generator.random(len(pairs)) < probability, probability
         log.info(
             "cross-fitted division %d/%d: %.1f %% mismatched",
             turn + 1,

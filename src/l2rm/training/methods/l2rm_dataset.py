@@ -20,6 +20,7 @@ from l2rm.training.lesson import Lesson
 from l2rm.training.methods.divided import Divided
 from l2rm.training.methods.method import Step
 from l2rm.training.settings import TrainConfig
+from l2rm.training.wording import WordedScores, unit_words
 
 log = logging.getLogger("l2rm")
 
@@ -120,14 +121,19 @@ def partners_of_suspects(
         config: of the run.
         evidence: "image" where captions that are given one image are rematched together; else each by itself.
     """
+    settings = config.rematching
+    if settings.wording and evidence != "image":
+        scores = WordedScores(
+            scores, unit_words(pairs.captions), pairs.image_of, probability, strength=settings.wording
+        )
     return find_partners(
         scores,
         pairs.image_of,
         probability,
-        below=config.rematching.matched_above,
+        below=settings.matched_above,
         level="image" if evidence == "image" else "caption",
         share=1.0,
-        cost=config.rematching.cost,
-        tau=config.rematching.tau,
+        cost=settings.cost,
+        tau=settings.tau,
         seed=config.seed,
     )
