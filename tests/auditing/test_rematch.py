@@ -178,6 +178,8 @@ def test_nothing_to_do() -> None:
         ({"share": 0.0}, "share"),
         ({"reg": -1.0}, "reg"),
         ({"level": "word"}, "level"),
+        ({"wording": -0.2}, "wording"),
+        ({"wording": np.nan}, "wording"),
         ({"match_probability": np.ones(3)}, "give one a pair"),
         ({"match_probability": np.full(300, 2.0)}, "row 1 is 2.0"),
     ],

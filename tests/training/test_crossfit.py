@@ -381,8 +381,10 @@ def test_other_folds_are_another_configuration(small, folded, tmp_path):
         ({"folds": 91}, {}, "small: 180 training images are fewer than two for each of 91 folds"),
         ({"folds": 2}, {"warmup_epochs": 0}, "rematching.folds: "),
         ({"folds_by": "image+caption"}, {}, "rematching.folds_by: says what falls into folds, which are 0"),
+        ({"wording": 0.2}, {}, "rematching.wording: words count where folds divide"),
+        ({"wording": -1.0, "folds": 2}, {}, "rematching.wording: -1.0 is too small"),
     ],
-    ids=["a single fold", "more folds than images", "no warm-up", "captions of no folds"],
+    ids=["a single fold", "more folds than images", "no warm-up", "captions of no folds", "words of no folds", "less"],
 )
 def test_folds_that_cannot_be_are_refused(small, tmp_path, rematching, schedule, message):
     config = small.small_config(rematching=rematching, **schedule)

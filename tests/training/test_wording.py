@@ -14,7 +14,8 @@ from l2rm.rematching.partners import find_partners
 from l2rm.training.crossfit import rank_p_values
 from l2rm.training.wording import PRIOR, WordedScores, unit_words
 
-WORDS = "a dog runs over grass while two old men in red hats watch the grey sea from tall rocks by night".split()
+SENTENCE = "a dog runs over grass while two old men in red hats watch the grey sea from tall rocks by night"
+WORDS = SENTENCE.split(" ")
 
 
 def texts(count, rng, words=WORDS):

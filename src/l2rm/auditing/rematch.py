@@ -16,6 +16,7 @@ from l2rm.evaluation.detection import RematchHits, measure_rematch
 from l2rm.evaluation.evaluate import Models, model_scores
 from l2rm.evaluation.scores import Scores
 from l2rm.rematching.partners import Level, Partners, find_partners
+from l2rm.training.wording import WordedScores, unit_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,6 +136,7 @@ def rematch_scores(
     rematch_threshold: float = 0.5,
     capacity: int | None = None,
     level: Level = "caption",
+    wording: float = 0.0,
     candidates: int = 64,
     share: float | None = None,
     reg: float | None = None,
@@ -152,6 +154,8 @@ def rematch_scores(
         capacity: captions an image has room for; None for as many as each is given now.
         level: "image" where captions that are given one image went astray together, if they did: they are rematched
             as one, by their mean score. "caption": each by itself.
+        wording: how much the words of an image's other captions count beside the scores, in standard deviations, where
+            each caption goes by itself (`l2rm.training.wording`); 0.2 served well where images have five captions.
         candidates: images a caption (or those that go together) may choose from.
         share: how much of the mismatched captions' weight to move, in (0, 1].
         reg: temperature of the plan, in the unit of the scores.
@@ -172,10 +176,14 @@ def rematch_scores(
     """
     thresholds = {"keep_threshold": keep_threshold, "rematch_threshold": rematch_threshold}
     check_judging("rematch", scores, pairs, thresholds)
-    _check_plan(level, capacity, candidates, share, reg)
+    _check_plan(level, wording, capacity, candidates, share, reg)
     if match_probability is None:
         match_probability = audit_scores(scores, pairs, seed=seed, progress=progress).match_probability
     probability = checked_probability("rematch", match_probability, len(pairs))
+    if wording and level == "caption":
+        scores = WordedScores(
+            scores, unit_words(pairs.captions), pairs.image_of, probability, strength=wording, seed=seed
+        )
     found = find_partners(
         scores,
         pairs.image_of,
@@ -198,9 +206,13 @@ def rematch_scores(
     )
 
 
-def _check_plan(level: str, capacity: int | None, candidates: int, share: float | None, reg: float | None) -> None:
+def _check_plan(
+    level: str, wording: float, capacity: int | None, candidates: int, share: float | None, reg: float | None
+) -> None:
     if level not in get_args(Level):
         raise InputError(f"rematch: level {level!r} is none; choose image or caption")
+    if not 0 <= wording < np.inf:
+        raise InputError(f"rematch: wording={wording}; give 0 for scores alone, or more, such as 0.2")
     if capacity is not None and capacity < 1:
         raise InputError(f"rematch: capacity={capacity}; an image has room for at least one caption")
     if candidates < 1:

@@ -208,8 +208,8 @@ def _by_plan(run: Run, pairs: Pairs) -> NDArray[np.int64]:
     """(rows, 10) what a plan over the data set gives every suspect; −1 for others."""
     probability = run.match_probability(pairs)
     assert probability is not None
-    evidence = run.metrics[-1]["division"].get("evidence", run.config.rematching.evidence)
-    return partners_of_suspects(model_scores(run.model, pairs), pairs, probability, run.config, evidence).suggested
+    scores = model_scores(run.model, pairs)
+    return partners_of_suspects(scores, pairs, probability, run.config, run.evidence).suggested
 
 
 def _nearest(model: RetrievalModel, pairs: Pairs, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -51,6 +51,9 @@ class Rematch(Command):
     level: Literal["auto", "image", "caption"] = "auto"
     """image: captions that are given one image went astray together, and go to a new one together. caption: each by
     itself. auto: as the pairs of RUN were divided, else caption."""
+    wording: float | None = None
+    """How much the words of an image's other captions count beside the scores, in standard deviations, where each
+    caption goes by itself; without it, as in RUN's training, else not at all."""
     candidates: int = 64
     """Images that a caption may choose from."""
     share: float | None = None
@@ -129,6 +132,7 @@ class Rematch(Command):
         if self.similarity is not None:
             scores = MatrixScores(read_array(self.similarity, mapped=True))
             options["level"] = "caption" if self.level == "auto" else self.level
+            options["wording"] = self.wording or 0.0
             return rematch_scores(scores, open_rows(data, self.split), **options)
         assert self.model is not None
         device = pick_device(self.device)
@@ -142,9 +146,9 @@ class Rematch(Command):
             device=device,
             model=run.model,
         )
-        rematching = run.config.rematching
-        divided = "image" if rematching.folds and rematching.evidence == "image" else "caption"
+        divided = "image" if run.evidence == "image" else "caption"
         options["level"] = divided if self.level == "auto" else self.level
+        options["wording"] = run.config.rematching.wording if self.wording is None else self.wording
         found = verdict(run, pairs, seed=self.seed)
         probability = None if found is None else found.match_probability
         return rematch(pairs, run.model, match_probability=probability, **options)

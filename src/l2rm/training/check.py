@@ -29,6 +29,7 @@ LOWEST: dict[str, float] = {
     "rematching.matched_above": 0,
     "rematching.folds": 0,
     "rematching.fold_rounds": 1,
+    "rematching.wording": 0,
     "rematching.rematch_every": 1,
     "ncr.suspects_from": 0,
     "crcl.rounds": 1,
@@ -122,6 +123,11 @@ def check_config(config: TrainConfig) -> None:
     if config.rematching.folds and not config.warmup_epochs:
         raise InputError(
             "rematching.folds: the models of the folds learn in warmup_epochs, which is 0; give at least 1"
+        )
+    if config.rematching.wording and not config.rematching.folds and config.rematching.scope == "batch":
+        raise InputError(
+            "rematching.wording: words count where folds divide, or scope dataset finds partners; give 0, folds, 2 or "
+            "more, or scope dataset"
         )
     if config.rematching.judge:
         if config.method not in ("l2rm", "division"):

@@ -63,9 +63,9 @@ def cross_fit(
     `folds_by="image+caption"` a model learns from no pair, of any image, whose caption is word for word one that it is
     to judge: a title that stands on many images is else learned from its twins, whether it fits or not. With
     `evidence="image"` the captions given to one image are ranked as one, by their mean log-probability. From the second
-    round on, the models learn from pairs drawn by the match probabilities so far. Beside a model's scores the words of an
-    image's other captions count, by `wording`, as far as those are trusted so far. (Cross-fitting: Chernozhukov et al.,
-    2018.)
+    round on, the models learn from pairs drawn by the match probabilities so far. With `wording`, where captions are
+    ranked by themselves, the words of an image's other captions count beside a model's scores, as far as those are
+    trusted so far. (Cross-fitting: Chernozhukov et al., 2018.)
 
     Args:
         model: tells what kind of model to train, and how captions are read; it is left as it is.

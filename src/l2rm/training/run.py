@@ -58,6 +58,14 @@ class Run:
         """The lines of `metrics.jsonl`, one an epoch."""
         return read_lines(self.folder / "metrics.jsonl")
 
+    @property
+    def evidence(self) -> str:
+        """How its pairs were divided: "image" where captions given one image were judged together, else "pair"."""
+        configured = self.config.rematching.evidence if self.config.rematching.folds else "pair"
+        divisions = [line["division"] for line in self.metrics if line.get("division")]
+        found: str = divisions[-1].get("evidence", configured) if divisions else configured
+        return found
+
     def match_probability(self, pairs: Pairs) -> NDArray[np.float64] | None:
         """(rows,) what the training found out about pairs that it learned, NaN for others; None if it learned none.
 

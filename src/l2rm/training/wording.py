@@ -1,4 +1,4 @@
-"""Captions vouch for one another: what is said of an image by the captions that are trusted tells who else belongs to it.
+"""Captions vouch for one another: what trusted captions say of an image tells who else belongs to it.
 
 Where captions went astray one by one, a caption's right image is given others, most of which are right. Its words are
 like theirs, whatever a model makes of the picture. Where all captions of an image went astray together they agree as
@@ -95,4 +95,5 @@ class WordedScores:
         itself = trust * np.asarray(words.multiply(words).sum(1)).ravel()
         others = np.asarray(self._said[given].multiply(words).sum(1)).ravel() - itself
         own = others / np.maximum(self._heard[given] - trust + PRIOR, PRIOR)
-        return np.where(images[:, None] == given, own, likeness).astype(np.float32)
+        found: NDArray[np.float32] = np.where(images[:, None] == given, own, likeness).astype(np.float32)
+        return found

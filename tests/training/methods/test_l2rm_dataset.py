@@ -11,10 +11,13 @@ from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import measure_detection
 from l2rm.similarity.model import build_model
+from l2rm.training import crossfit
 from l2rm.training.crossfit import recognise_evidence, together
+from l2rm.training.methods import l2rm_dataset
 from l2rm.training.methods.l2rm_dataset import RematchDataset
 from l2rm.training.train import data_shape
 from l2rm.training.trainer import Trainer
+from l2rm.training.wording import WordedScores
 
 SETTINGS = {
     "scope": "dataset",
@@ -97,6 +100,32 @@ def test_the_level_is_read_off_the_pairs(small, level, evidence):
     model.vocabulary = vocabulary
     found, correlation = recognise_evidence(model, Batches(pairs, vocabulary, torch.device("cpu")), config)
     assert found == evidence, correlation
+
+
+@pytest.mark.parametrize(("level", "evidence"), [("image", "image"), ("caption", "pair")])
+def test_words_count_where_captions_go_astray_one_by_one(small, monkeypatch, level, evidence, tmp_path):
+    asked = []
+
+    class Watched(WordedScores):
+        def __init__(self, *given, **options):
+            asked.append((given[3].copy(), options))
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr(crossfit, "WordedScores", Watched)
+    monkeypatch.setattr(l2rm_dataset, "WordedScores", Watched)
+    pairs = inject_mismatches(small.small_pairs(360, seed=1), ratio=0.4, level=level, seed=0).pairs
+    config = small.small_config(rematching_epochs=1, rematching=SETTINGS | {"wording": 0.3})
+    run = small.train(pairs, small.small_dev(), config, tmp_path / "run", progress=False)
+    assert run.evidence == evidence
+    if evidence == "image":
+        assert asked == []
+        return
+    *folds, (trust, of_plan) = asked
+    assert [(options["strength"], bool((trust == 1).all())) for trust, options in folds] == [(0.3, True)] * 2 + [
+        (0.3, False)
+    ] * 2
+    assert of_plan["strength"] == 0.3
+    np.testing.assert_allclose(trust, run.match_probability(pairs), atol=1e-6)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.8])
