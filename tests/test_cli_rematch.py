@@ -2,15 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import l2rm.auditing.rematch
+import l2rm.training.run
 from l2rm.cli import main
 from l2rm.data.pairs import Pairs
+from l2rm.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,6 +101,43 @@ def test_a_run_rematches_what_it_learned_from(
     assert table["given_image"].to_pylist() == [f"train/{image}" for image in np.load(index)]
     audit = ["audit", str(precomp), "--mismatch", str(out), "--model", str(trained), "--out", str(tmp_path / "audit")]
     assert main([*audit, "--quiet"]) == 0  # the index is one
+
+
+@pytest.mark.parametrize(
+    ("evidence", "more", "wording"),
+    [
+        ("pair", (), 0.4),
+        ("pair", ("--wording", "0"), 0.0),
+        ("image", ("--level", "caption"), 0.0),
+        ("image", ("--level", "caption", "--wording", "0.3"), 0.3),
+    ],
+)
+def test_words_count_as_in_training_unless_told(
+    evidence: str,
+    more: tuple[str, ...],
+    wording: float,
+    precomp: Path,
+    index: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+
+    def watched(*_: object, **options: Any) -> Any:
+        asked.append(options["wording"])
+        raise InputError("seen")
+
+    def settled(*given: Any) -> Any:
+        run = load_run(*given)
+        rematching = replace(run.config.rematching, wording=0.4, folds=2, evidence=evidence)  # type: ignore[arg-type]
+        return replace(run, config=replace(run.config, rematching=rematching))
+
+    load_run = l2rm.training.run.load_run
+    monkeypatch.setattr(l2rm.training.run, "load_run", settled)
+    monkeypatch.setattr(l2rm.auditing.rematch, "rematch", watched)
+    command = ["rematch", str(precomp), "--mismatch", str(index), "--model", str(trained), "--dry-run", "--quiet"]
+    assert main([*command, *more]) == 2
+    assert asked == [wording]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from l2rm.auditing.rematch import rematch_scores
+from l2rm.data.pairs import Pairs
 from l2rm.data.texts import word_weights
+from l2rm.errors import InputError
 from l2rm.evaluation.detection import measure_detection
 from l2rm.evaluation.scores import MatrixScores
 from l2rm.rematching.partners import find_partners
@@ -115,6 +118,60 @@ def test_words_lead_captions_back():
 
 
 def test_scores_keep_their_type():
-    scores = MatrixScores(torch.eye(2, dtype=torch.float64))
-    worded = WordedScores(scores, unit_words(("red sea", "red dog")), np.array([0, 1]), np.ones(2), strength=1.0)
-    assert worded.block(np.arange(2), np.arange(2)).dtype == torch.float64
+    scores = MatrixScores(torch.eye(2, 4, dtype=torch.float64))
+    words = unit_words(("red sea", "red dog", "old men", "old sea"))
+    worded = WordedScores(scores, words, np.array([0, 0, 1, 1]), np.ones(4), strength=1.0)
+    block = worded.block(np.arange(2), np.arange(4))
+    assert block.dtype == torch.float64
+    assert not torch.equal(block, torch.eye(2, 4, dtype=torch.float64))
+
+
+def test_captions_that_share_no_word_are_not_told_apart_by_rounding():
+    rng = np.random.default_rng(0)
+    captions = tuple(f"a{c} b{c} c{c}" for c in range(200))
+    S = rng.normal(size=(40, 200))
+    worded = WordedScores(MatrixScores(S), unit_words(captions), np.arange(200) % 40, rng.random(200), strength=0.2)
+    assert worded.block(np.arange(40), np.arange(200)).numpy() == pytest.approx(S, abs=1e-4)
+
+
+def test_a_single_shared_word_does_not_outweigh_the_scores():
+    captions = ("kite one", "kite two", *(f"a{c} b{c}" for c in range(398)))
+    S = np.random.default_rng(0).normal(size=(200, 400))
+    worded = WordedScores(MatrixScores(S), unit_words(captions), np.arange(400) % 200, np.ones(400), strength=0.2)
+    change = worded.block(np.arange(200), np.arange(400)).numpy() - S
+    assert 0 < np.abs(change).max() < 10
+
+
+def test_an_only_caption_speaks_neither_for_its_image_nor_against_it():
+    rng = np.random.default_rng(0)
+    captions = texts(300, rng)
+    S = rng.normal(size=(300, 300))  # chance: every rank as often as any other
+    worded = WordedScores(MatrixScores(S), unit_words(captions), np.arange(300), np.ones(300), strength=0.5)
+    p_values = rank_p_values(worded, np.arange(300), tau=1.0, together=False, seed=(0,))
+    assert float(p_values.mean()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_scores_of_no_candidates_are_left_out_of_the_spread_and_others_named():
+    captions, _, given, S = told_apart()
+    S[3, 4] = -np.inf
+    block = WordedScores(MatrixScores(S), unit_words(captions), given, np.ones(300), strength=1.0).block(
+        np.arange(60), np.arange(300)
+    )
+    assert block.isfinite().sum() == block.numel() - 1
+    S[7, 9] = np.nan
+    with pytest.raises(InputError, match="NaN for image 7 and caption 9"):
+        WordedScores(MatrixScores(S), unit_words(captions), given, np.ones(300), strength=1.0)
+
+
+def test_rematching_asks_words_where_each_caption_goes_by_itself():
+    captions, true, given, S = told_apart()
+    pairs = Pairs(images=tuple(f"{i}.jpg" for i in range(60)), image_of=given, captions=captions)
+    probability = np.where(given == true, 1.0, 0.0)
+
+    def suggested(**options):
+        found = rematch_scores(MatrixScores(S), pairs, match_probability=probability, progress=False, **options)
+        return found.partners.suggested[:, 0]
+
+    assert (suggested() == true)[given != true].mean() < 0.3
+    assert (suggested(wording=1.0) == true)[given != true].mean() > 0.7
+    assert np.array_equal(suggested(level="image", wording=1.0), suggested(level="image"))

@@ -46,12 +46,12 @@ def verdict(run: Run, pairs: Pairs, *, seed: int = 0) -> Verdict | None:
     if probability is None:
         return None
     if len(new := np.flatnonzero(np.isnan(probability))):
-        rest, settings = pairs.take(new), run.config.rematching
+        rest = pairs.take(new)
         ranks = rank_p_values(
             model_scores(run.model, rest),
             rest.image_of,
-            tau=settings.tau,
-            together=settings.evidence == "image",
+            tau=run.config.rematching.tau,
+            together=run.evidence == "image",
             seed=(seed, len(rest)),
         )
         probability[new] = RankMixture.fit(ranks).match_probability(ranks).numpy()

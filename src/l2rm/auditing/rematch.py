@@ -181,9 +181,7 @@ def rematch_scores(
         match_probability = audit_scores(scores, pairs, seed=seed, progress=progress).match_probability
     probability = checked_probability("rematch", match_probability, len(pairs))
     if wording and level == "caption":
-        scores = WordedScores(
-            scores, unit_words(pairs.captions), pairs.image_of, probability, strength=wording, seed=seed
-        )
+        scores = WordedScores(scores, unit_words(pairs.captions), pairs.image_of, probability, strength=wording)
     found = find_partners(
         scores,
         pairs.image_of,

@@ -147,8 +147,9 @@ class Rematch(Command):
             model=run.model,
         )
         divided = "image" if run.evidence == "image" else "caption"
+        trained = run.config.rematching.wording if divided == "caption" else 0.0
         options["level"] = divided if self.level == "auto" else self.level
-        options["wording"] = run.config.rematching.wording if self.wording is None else self.wording
+        options["wording"] = trained if self.wording is None else self.wording
         found = verdict(run, pairs, seed=self.seed)
         probability = None if found is None else found.match_probability
         return rematch(pairs, run.model, match_probability=probability, **options)

@@ -59,12 +59,13 @@ class Run:
         return read_lines(self.folder / "metrics.jsonl")
 
     @property
-    def evidence(self) -> str:
+    def evidence(self) -> Literal["pair", "image"]:
         """How its pairs were divided: "image" where captions given one image were judged together, else "pair"."""
-        configured = self.config.rematching.evidence if self.config.rematching.folds else "pair"
+        settings = self.config.rematching
+        found = settings.evidence if settings.folds or settings.scope == "dataset" else "pair"
         divisions = [line["division"] for line in self.metrics if line.get("division")]
-        found: str = divisions[-1].get("evidence", configured) if divisions else configured
-        return found
+        told = divisions[-1].get("evidence", found) if divisions else found
+        return "image" if told == "image" else "pair"
 
     def match_probability(self, pairs: Pairs) -> NDArray[np.float64] | None:
         """(rows,) what the training found out about pairs that it learned, NaN for others; None if it learned none.
