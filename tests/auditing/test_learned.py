@@ -29,9 +29,11 @@ def pairs() -> Pairs:
 
 
 def run_that_learned(known: np.ndarray | None, evidence: str) -> Any:
-    settings = SimpleNamespace(tau=0.1, evidence=evidence)
     return SimpleNamespace(
-        model=None, config=SimpleNamespace(rematching=settings), match_probability=lambda pairs: known
+        model=None,
+        config=SimpleNamespace(rematching=SimpleNamespace(tau=0.1)),
+        evidence=evidence,
+        match_probability=lambda pairs: known,
     )
 
 

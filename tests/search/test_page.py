@@ -104,10 +104,9 @@ def test_a_visit(page: Any, pairs: Pairs, address: str) -> None:
     assert page.url.endswith("?q=red+kite")
     assert page.locator("h2").inner_text() == "Pictures for “red kite”"
     images = page.locator(".tile img")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.tile img')].slice(0, 4).every((one) => one.naturalWidth > 0)"
-    )
     assert images.count() == 24
+    for i in range(4):
+        assert images.nth(i).evaluate("async (one) => { await one.decode(); return one.naturalWidth; }") > 0
     scores = [
         float(text) for text in re.findall(r"score (-?\d\.\d{3})", " ".join(page.locator(".tile").all_inner_texts()))
     ]
