@@ -54,17 +54,17 @@ def test_no_judge_has_seen_what_it_judges(monkeypatch: pytest.MonkeyPatch) -> No
     pairs = world(90)
     learned: list[np.ndarray] = []
     judged: list[tuple[str, ...]] = []
-    inner, ranked = crossfit.warmed_up, crossfit.rank_p_values
+    inner, ranked = crossfit.fold_model, crossfit.rank_p_values
 
-    def warmed_up(model, batches, rows, *rest):  # type: ignore[no-untyped-def]
+    def fold_model(model, batches, rows, *rest, **options):  # type: ignore[no-untyped-def]
         learned.append(rows)
-        return inner(model, batches, rows, *rest)
+        return inner(model, batches, rows, *rest, **options)
 
     def rank_p_values(scores, image_of, **settings):  # type: ignore[no-untyped-def]
         judged.append(tuple(image_of.tolist()))
         return ranked(scores, image_of, **settings)
 
-    monkeypatch.setattr(crossfit, "warmed_up", warmed_up)
+    monkeypatch.setattr(crossfit, "fold_model", fold_model)
     monkeypatch.setattr(crossfit, "rank_p_values", rank_p_values)
     groups = np.arange(90) // 2  # images by twos are one picture
     found = cross_fit_pairs(pairs, quick(pairs), groups=groups, progress=False)
@@ -82,13 +82,13 @@ def test_no_judge_has_seen_the_words_of_a_caption_that_it_judges(monkeypatch: py
     pairs = replace(pairs, captions=("part of a SET!", *captions[1:]))
     config = quick(pairs)
     learned: list[np.ndarray] = []
-    inner = crossfit.warmed_up
+    inner = crossfit.fold_model
 
-    def warmed_up(model, batches, rows, *rest):  # type: ignore[no-untyped-def]
+    def fold_model(model, batches, rows, *rest, **options):  # type: ignore[no-untyped-def]
         learned.append(rows)
-        return inner(model, batches, rows, *rest)
+        return inner(model, batches, rows, *rest, **options)
 
-    monkeypatch.setattr(crossfit, "warmed_up", warmed_up)
+    monkeypatch.setattr(crossfit, "fold_model", fold_model)
     cross_fit_pairs(pairs, config, progress=False)
     by_image, learned = learned, []
     assert any((rows % 5 == 0).any() for rows in by_image)

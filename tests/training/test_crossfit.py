@@ -184,13 +184,20 @@ def test_nothing_else_is_touched_and_the_result_is_the_same_again(fitted, small)
     assert not np.array_equal(first.losses, other.losses)
 
 
-def test_no_model_judges_an_image_that_it_learned_from(small, monkeypatch, fitted):
-    learned, judged = [], []
-    warmed_up, p_values = crossfit.warmed_up, crossfit.rank_p_values
+@pytest.mark.parametrize("rematching_epochs", [0, 1])
+def test_no_model_judges_an_image_that_it_learned_from(small, monkeypatch, fitted, rematching_epochs):
+    learned, judged, moved = [], [], []
+    make, repaired, p_values = crossfit.fold_model, crossfit.repaired, crossfit.rank_p_values
 
-    def watched(model, batches, rows, *others):
-        learned.append(set(batches.pairs.image_of[rows]))
-        return warmed_up(model, batches, rows, *others)
+    def watched(model, batches, matched, config, **options):
+        learned.append(set(batches.pairs.image_of[matched]))
+        return make(model, batches, matched, config, **options)
+
+    def repairing(batches, *others):
+        lesson = repaired(batches, *others)
+        learned[-1] |= set(lesson.images) | set(batches.pairs.image_of[lesson.rows])
+        moved.append(int((lesson.images != batches.pairs.image_of[lesson.rows]).sum()))
+        return lesson
 
     def ranked(scores, image_of, **options):
         judged.append(len(image_of))
@@ -204,18 +211,38 @@ def test_no_model_judges_an_image_that_it_learned_from(small, monkeypatch, fitte
             takes.append(set(self.image_of[rows]))
         return take(self, rows)
 
-    monkeypatch.setattr(crossfit, "warmed_up", watched)
+    monkeypatch.setattr(crossfit, "fold_model", watched)
+    monkeypatch.setattr(crossfit, "repaired", repairing)
     monkeypatch.setattr(crossfit, "rank_p_values", ranked)
     monkeypatch.setattr(type(small.small_train()), "take", taken)
-    fitted(folds=3, fold_rounds=2)
+    fitted(folds=3, fold_rounds=2, fold_rematching_epochs=rematching_epochs)
+    assert len(moved) == 3 * rematching_epochs
+    assert all(count > 30 for count in moved)  # of some 100 suspects among the pairs of two folds
     assert len(learned) == len(judged) == 6
     assert sum(judged) == 2 * 360
-    for fold, images in enumerate(learned):
-        held_out = takes[fold * len(takes) // 6]
-        assert len(held_out) == 60
+    held_out_of = [images for images in takes if len(images) == 60]
+    for images, held_out in zip(learned, held_out_of, strict=True):
         assert not images & held_out
     assert all(len(images) == 120 for images in learned[:3])  # all the others; then those drawn as matched
-    assert all(len(images) < 120 for images in learned[3:])
+    if not rematching_epochs:
+        assert all(len(images) < 120 for images in learned[3:])
+
+
+def test_where_folds_rematch_the_first_round_counts_no_more(fitted, monkeypatch):
+    """Its models learned the mismatches."""
+    rounds, fit = [], crossfit.RankMixture.fit
+
+    def watched(p_values):
+        mixture = fit(p_values)
+        rounds.append(mixture.match_probability(p_values).numpy())
+        return mixture
+
+    monkeypatch.setattr(crossfit.RankMixture, "fit", watched)
+    division, _, _ = fitted(folds=2, fold_rounds=3, fold_rematching_epochs=1)
+    assert np.allclose(division.match_probability, np.mean(rounds[1:], 0), atol=1e-6)
+    rounds.clear()
+    division, _, _ = fitted(folds=2, fold_rounds=3)
+    assert np.allclose(division.match_probability, np.mean(rounds, 0), atol=1e-6)
 
 
 def test_a_signal_stops_it(small, fitted, monkeypatch):
@@ -308,15 +335,15 @@ def test_a_run_with_folds_goes_on_where_it_stopped(small, folded, tmp_path, monk
             small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
         )
 
-    owner, name = (crossfit, "warmed_up") if when == "while cross-fitting" else (Trainer, "_learn")
+    owner, name = (crossfit, "fold_model") if when == "while cross-fitting" else (Trainer, "_learn")
     step, done, at = getattr(owner, name), 0, 4 if owner is crossfit else 3 * 12 + 9
 
-    def signalled(*arguments):
+    def signalled(*arguments, **options):
         nonlocal done
         done += 1
         if done == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(owner, name, signalled)
     with pytest.raises(Interrupted):
@@ -341,11 +368,11 @@ def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, 
             small.small_train(), small.small_dev(), config, tmp_path / "run", resume=True, progress=False
         )
 
-    warmed_up, p_values, seen = crossfit.warmed_up, crossfit.rank_p_values, []
+    make, p_values, seen = crossfit.fold_model, crossfit.rank_p_values, []
 
-    def counted(model, batches, rows, config, seed, stop):
-        seen.append(seed)
-        return warmed_up(model, batches, rows, config, seed, stop)
+    def counted(*arguments, **options):
+        seen.append(options["seed"])
+        return make(*arguments, **options)
 
     def killed(*arguments, **options):
         if len(seen) == 4:  # as kill -9 would, after the third of the six was saved
@@ -355,7 +382,7 @@ def test_folds_that_are_finished_are_not_trained_again(small, folded, tmp_path, 
                 raise KeyboardInterrupt
         return p_values(*arguments, **options)
 
-    monkeypatch.setattr(crossfit, "warmed_up", counted)
+    monkeypatch.setattr(crossfit, "fold_model", counted)
     monkeypatch.setattr(crossfit, "rank_p_values", killed)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         go()

@@ -26,7 +26,7 @@ from l2rm.similarity.clip import Clip
 from l2rm.similarity.model import build_model
 from l2rm.similarity.settings import ModelConfig
 from l2rm.sources import open_splits
-from l2rm.training import crossfit, trainer
+from l2rm.training import fold_model, trainer
 from l2rm.training.interrupt import Interrupted
 from l2rm.training.run import Run, load_run, read_weights
 from l2rm.training.settings import TrainConfig
@@ -188,8 +188,8 @@ def test_the_model_of_every_fold_starts_as_it_was_pretrained(
         starts.append([value.clone() for name, value in model.named_parameters() if "lora_A" in name])
         return make(model, config)
 
-    make = crossfit.make_optimiser
-    monkeypatch.setattr(crossfit, "make_optimiser", watched)
+    make = fold_model.make_optimiser
+    monkeypatch.setattr(fold_model, "make_optimiser", watched)
     config = config_of(base, finetune=finetune, lr=1e-3, rematching=FOLDS | {"fold_rounds": 2, "evidence": "auto"})
     train(splits["train"], splits["dev"], config, tmp_path / "run", progress=False)
     assert len(starts) == 5  # two rounds of two folds, and what finds out the evidence

@@ -30,9 +30,9 @@ from l2rm.sources import EncoderConfig, open_splits, with_features
 from l2rm.training.check import check_config, check_same_run
 from l2rm.training.interrupt import Interrupted
 from l2rm.training.judge import check_judge
-from l2rm.training.methods.l2rm_dataset import partners_of_suspects
 from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import Run, read_lines, read_record, write_lines
+from l2rm.training.suspects import partners_of_suspects
 from l2rm.training.train import rooted, train
 from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
 

@@ -59,6 +59,9 @@ class RematchingConfig:
     fold_rounds: int = 2
     """With folds: how often; from the second time on, the models learn from pairs drawn by match probability. As the
     division then asks nothing of the model in training, it comes first, and take="weight" weighs the warm-up too."""
+    fold_rematching_epochs: int = 0
+    """With folds, from the second time on: epochs in which the models go on with their suspects rematched by a plan of
+    their own, as scope="dataset" does. 0: none."""
     folds_by: Literal["image", "image+caption"] = "image"
     """With folds, what is new to the model that judges a pair. image: its image. image+caption: its caption's text too,
     on whatever image it stands, for data that give many images one caption (stale titles, names of collections)."""

@@ -29,6 +29,7 @@ LOWEST: dict[str, float] = {
     "rematching.matched_above": 0,
     "rematching.folds": 0,
     "rematching.fold_rounds": 1,
+    "rematching.fold_rematching_epochs": 0,
     "rematching.wording": 0,
     "rematching.rematch_every": 1,
     "ncr.suspects_from": 0,

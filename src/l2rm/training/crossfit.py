@@ -3,24 +3,23 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
-from torch import Tensor, nn
+from torch import Tensor
 
-from l2rm.data.batches import Batches, ahead, shuffled
+from l2rm.data.batches import Batches
 from l2rm.data.texts import text_numbers
 from l2rm.evaluation.scores import Scores, Stoppable, checked_block
-from l2rm.rematching.objectives import symmetric_cross_entropy
 from l2rm.rematching.ranks import RankMixture
-from l2rm.similarity.model import RetrievalModel, build_model
+from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.divide import Division, trusting
-from l2rm.training.optimiser import make_optimiser, set_learning_rate
-from l2rm.training.processes import share, sum_gradients, unite
+from l2rm.training.fold_model import fold_model, repaired
 from l2rm.training.settings import TrainConfig
 from l2rm.training.wording import WordedScores, unit_words
 
@@ -63,9 +62,10 @@ def cross_fit(
     `folds_by="image+caption"` a model learns from no pair, of any image, whose caption is word for word one that it is
     to judge: a title that stands on many images is else learned from its twins, whether it fits or not. With
     `evidence="image"` the captions given to one image are ranked as one, by their mean log-probability. From the second
-    round on, the models learn from pairs drawn by the match probabilities so far. With `wording`, where captions are
-    ranked by themselves, the words of an image's other captions count beside a model's scores, as far as those are
-    trusted so far. (Cross-fitting: Chernozhukov et al., 2018.)
+    round on, the models learn from pairs drawn by the match probabilities so far, and with `fold_rematching_epochs`
+    then also from the suspects among them, rematched; the first round, of models that learned the mismatches, then
+    counts no more. With `wording`, where captions are ranked by themselves, the words of an image's other captions
+    count beside a model's scores, as far as those are trusted so far. (Cross-fitting: Chernozhukov et al., 2018.)
 
     Args:
         model: tells what kind of model to train, and how captions are read; it is left as it is.
@@ -89,6 +89,7 @@ def cross_fit(
     generator = np.random.default_rng((config.seed, SALT))
     words = unit_words(pairs.captions) if settings.wording and settings.evidence == "pair" else None
     taken, trust = np.ones(len(pairs), dtype=bool), np.ones(len(pairs), dtype=np.float32)
+    rematches = settings.fold_rematching_epochs > 0
     rounds: list[NDArray[np.float32]] = []
     for turn in range(settings.fold_rounds):
         image_fold = generator.permutation(np.arange(groups.max() + 1) % settings.folds)[groups]
@@ -100,14 +101,15 @@ def cross_fit(
             if (before := next(known, None)) is not None:
                 p_values[held_out] = before
                 continue
-            rows = np.flatnonzero((fold_of != fold) & taken & ~np.isin(text_of, text_of[held_out]))
-            if len(rows) < 2:
+            rows = np.flatnonzero((fold_of != fold) & ~np.isin(text_of, text_of[held_out]))
+            if (matched := int(taken[rows].sum())) < 2:
                 raise RuntimeError(
-                    f"the cross-fitted division takes {len(rows)} pairs of fold {fold + 1} as matched, so nothing is "
+                    f"the cross-fitted division takes {matched} pairs of fold {fold + 1} as matched, so nothing is "
                     "left to learn from; warm up longer, or look whether captions have anything to do with images"
                     + (" (folds_by image+caption leaves out what has a caption of the fold)" if by_text else "")
                 )
-            fresh = warmed_up(model, batches, rows, config, seed, stop)
+            repair = partial(repaired, batches, rows, trust, config, words, stop) if turn and rematches else None
+            fresh = fold_model(model, batches, rows[taken[rows]], config, seed=seed, stop=stop, repair=repair)
             judged(fresh)
             unseen = pairs.take(held_out)
             scores: Scores = Stoppable(ModelScores(fresh, unseen), stop)
@@ -124,7 +126,7 @@ def cross_fit(
             finished(p_values[held_out])
         mixture = RankMixture.fit(p_values)
         rounds.append(trusting(pairs, mixture.match_probability(p_values).numpy()))
-        probability = np.stack(rounds).mean(0)
+        probability = np.stack(rounds[1:] if rematches and turn else rounds).mean(0)
         taken, trust = generator.random(len(pairs)) < probability, probability
         log.info(
             "cross-fitted division %d/%d: %.1f %% mismatched",
@@ -154,7 +156,7 @@ def recognise_evidence(
     """
     pairs, seed = batches.pairs, (config.seed, SALT, SALT)
     learned = (np.random.default_rng(seed).permutation(pairs.n_images) % 2 == 0)[pairs.image_of]
-    fresh = warmed_up(model, batches, np.flatnonzero(learned), config, seed, stop)
+    fresh = fold_model(model, batches, np.flatnonzero(learned), config, seed=seed, stop=stop)
     rest = pairs.take(~learned)
     scores = Stoppable(ModelScores(fresh, rest), stop)
     p_values = rank_p_values(scores, rest.image_of, tau=config.rematching.tau, together=False, seed=seed)
@@ -186,38 +188,6 @@ def together(p_values: Tensor, image_of: NDArray[np.int64]) -> float:
     between = float((sizes * (means - z.mean()) ** 2).sum() / (images - 1))
     size = (rows - (sizes**2).sum() / rows) / (images - 1)
     return float((between - within) / (between + (size - 1) * within)) if between + within > 0 else 0.0
-
-
-def warmed_up(
-    model: RetrievalModel,
-    batches: Batches,
-    rows: NDArray[np.int64],
-    config: TrainConfig,
-    seed: tuple[int, ...],
-    stop: Callable[[], None],
-) -> RetrievalModel:
-    """A fresh model after the warm-up on some rows; torch's own generator is as before."""
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.default_rng(seed).integers(2**31)))
-        own = build_model(model.config, model.shape).to(device)
-        own.vocabulary = model.vocabulary
-        unite(own)
-        fresh = share(own).train()
-        optimiser, taken = make_optimiser(fresh, config), 0
-        for epoch in range(config.warmup_epochs):
-            with ahead(batches.batch, shuffled(rows, config.batch_size, seed=(*seed, epoch))) as read:
-                for batch in read:
-                    stop()
-                    set_learning_rate(optimiser, config, epoch, taken)
-                    taken += 1
-                    S = fresh(batch.images, batch.captions, batch.lengths)
-                    optimiser.zero_grad()
-                    symmetric_cross_entropy(S, config.rematching.tau).backward()
-                    sum_gradients(own)
-                    nn.utils.clip_grad_norm_(fresh.parameters(), config.clip)
-                    optimiser.step()
-    return fresh.eval()
 
 
 def rank_p_values(

@@ -11,9 +11,8 @@ from l2rm.data.vocabulary import Vocabulary
 from l2rm.errors import InputError
 from l2rm.evaluation.detection import measure_detection
 from l2rm.similarity.model import build_model
-from l2rm.training import crossfit
+from l2rm.training import crossfit, suspects
 from l2rm.training.crossfit import recognise_evidence, together
-from l2rm.training.methods import l2rm_dataset
 from l2rm.training.methods.l2rm_dataset import RematchDataset
 from l2rm.training.train import data_shape
 from l2rm.training.trainer import Trainer
@@ -112,7 +111,7 @@ def test_words_count_where_captions_go_astray_one_by_one(small, monkeypatch, lev
             super().__init__(*given, **options)
 
     monkeypatch.setattr(crossfit, "WordedScores", Watched)
-    monkeypatch.setattr(l2rm_dataset, "WordedScores", Watched)
+    monkeypatch.setattr(suspects, "WordedScores", Watched)
     pairs = inject_mismatches(small.small_pairs(360, seed=1), ratio=0.4, level=level, seed=0).pairs
     config = small.small_config(rematching_epochs=1, rematching=SETTINGS | {"wording": 0.3})
     run = small.train(pairs, small.small_dev(), config, tmp_path / "run", progress=False)

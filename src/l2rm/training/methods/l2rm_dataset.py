@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from l2rm.data.batches import Batches
-from l2rm.data.pairs import Pairs
-from l2rm.evaluation.scores import Scores, Stoppable
-from l2rm.rematching.partners import Partners, find_partners
+from l2rm.evaluation.scores import Stoppable
+from l2rm.rematching.partners import Partners
 from l2rm.similarity.model import RetrievalModel
 from l2rm.similarity.scoring import ModelScores
 from l2rm.training.divide import Division
@@ -20,7 +19,7 @@ from l2rm.training.lesson import Lesson
 from l2rm.training.methods.divided import Divided
 from l2rm.training.methods.method import Step
 from l2rm.training.settings import TrainConfig
-from l2rm.training.wording import WordedScores, unit_words
+from l2rm.training.suspects import partners_of_suspects, with_partners
 
 log = logging.getLogger("l2rm")
 
@@ -96,44 +95,7 @@ class RematchDataset(Divided):
         probability: NDArray[np.float32] = self.state["match_probability"].numpy()
         partner = self.state["rematch_image"].numpy()
         trust = probability if settings.take == "weight" else (probability > settings.matched_above).astype(np.float32)
-        kept, moved = self.rows[trust > 0], self.rows[partner >= 0]
-        return Lesson(
-            rows=np.concatenate([kept, moved]),
-            images=np.concatenate([given[kept], partner[moved]]),
-            weights=np.concatenate([trust[kept], settings.rematch_weight * (1 - probability[moved])]).astype(
-                np.float32
-            ),
-        )
+        return with_partners(self.rows, given, trust, partner, settings.rematch_weight * (1 - probability))
 
     def rematches(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return self.state["rematch_image"].numpy(), self.state["rematch_share"].numpy()
-
-
-def partners_of_suspects(
-    scores: Scores, pairs: Pairs, probability: NDArray[np.floating], config: TrainConfig, evidence: str
-) -> Partners:
-    """What the plan of a run gives every suspect: `find_partners`, all of their weight moved.
-
-    Args:
-        scores: of the pairs, by the model so far.
-        pairs: all training pairs.
-        probability: (rows,) match probabilities.
-        config: of the run.
-        evidence: "image" where captions that are given one image are rematched together; else each by itself.
-    """
-    settings = config.rematching
-    if settings.wording and evidence != "image":
-        scores = WordedScores(
-            scores, unit_words(pairs.captions), pairs.image_of, probability, strength=settings.wording
-        )
-    return find_partners(
-        scores,
-        pairs.image_of,
-        probability,
-        below=settings.matched_above,
-        level="image" if evidence == "image" else "caption",
-        share=1.0,
-        cost=settings.cost,
-        tau=settings.tau,
-        seed=config.seed,
-    )
