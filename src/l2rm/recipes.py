@@ -70,7 +70,7 @@ def dual() -> TrainConfig:
             steps="pairs",
             take="weight",
             folds=2,
-            fold_rounds=3,
+            fold_rounds=4,
             fold_rematching_epochs=2,
             evidence="auto",
             wording=0.2,
