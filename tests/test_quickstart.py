@@ -79,9 +79,10 @@ class AtOnce(ProcessPoolExecutor):
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither drawings nor an encoder; a model that trains in a second. The processes started get both as arguments."""
+    """Neither drawings nor encoders; a model that trains in a second. The processes started get both as arguments."""
     monkeypatch.setattr(room.openmoji, "read", lambda *_, **__: tiny_pairs())
     monkeypatch.setattr(room, "encode", lambda pairs, **_: pairs)
+    monkeypatch.setattr(room.sentences, "encode_captions", lambda pairs, *_, **__: pairs)
     monkeypatch.setattr(room, "recipe", tiny_recipe)
     monkeypatch.setattr(room, "DEV_IMAGES", 16)
     monkeypatch.setattr(room, "TEST_IMAGES", 24)

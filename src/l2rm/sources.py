@@ -26,19 +26,21 @@ TRAIN, DEV = "train", "dev"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """How images become features, where DATA are images."""
+    """How images become features, where DATA are images; and captions embeddings, where they are not read as words."""
 
     name: str = "efficientnet-lite0"
     grid: int = 6
     """Cells along each side of an image."""
     finetuned: bool = False
     """Images do not become features: the model learns from their pixels, which this one's preprocessing makes."""
+    captions: str | None = None
+    """A sentence encoder; None: captions stay words, unless `name` embeds them too."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """For `config.json`."""
         how = {"finetuned": True} if self.finetuned else {"grid": self.grid}
-        return {"name": self.name, **how}
+        return {"name": self.name, **how, **({} if self.captions is None else {"captions": self.captions})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +128,11 @@ def with_features(
     For a `model` that takes pixels it is their pictures instead.
 
     Raises:
-        InputError: an image that does not decode (without `skip_bad`), no such encoder.
+        InputError: an image that does not decode (without `skip_bad`), no such encoder, captions that are embeddings
+            already.
     """
+    if encoder.captions is not None:
+        return _with_captions(pairs, encoder, skip_bad=skip_bad, progress=progress, device=device)
     if pairs.features is not None:
         return pairs
     if encoder.finetuned or (model is not None and model.reading is not None):
@@ -139,6 +144,19 @@ def with_features(
     from l2rm.encoders.image import encode
 
     return encode(pairs, encoder=encoder.name, grid=encoder.grid, skip_bad=skip_bad, progress=progress, device=device)
+
+
+def _with_captions(
+    pairs: Pairs, encoder: EncoderConfig, *, skip_bad: bool, progress: bool, device: "torch.device | str"
+) -> Pairs:
+    """The same with captions embedded by a sentence encoder."""
+    from l2rm.encoders.sentences import encode_captions
+
+    assert encoder.captions is not None
+    pairs = with_features(pairs, replace(encoder, captions=None), skip_bad=skip_bad, progress=progress, device=device)
+    if pairs.caption_features is not None:
+        raise InputError(f"{pairs.source}: captions are embeddings already; leave --caption-encoder out")
+    return encode_captions(pairs, encoder.captions, progress=progress, device=device)
 
 
 def open_training(data: DataConfig, *, progress: bool = True, device: "torch.device | str" = "cpu") -> TrainingData:
@@ -175,7 +193,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
         },
         "injection": None if data.injection is None else asdict(data.injection),
         "decisions": decided,
-        "encoder": data.encoder.facts if encoded else None,
+        "encoder": data.encoder.facts if encoded or data.encoder.captions is not None else None,
     }
     sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
     return TrainingData(train=train, dev=dev, sizes=sizes, level=level, ratio=ratio, facts=facts)

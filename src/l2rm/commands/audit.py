@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from l2rm.commands.command import Command, Data, Device, Flag, ImageRoot, SkipBad
+from l2rm.commands.command import CaptionEncoder, Command, Data, Device, Flag, ImageRoot, SkipBad
 from l2rm.errors import InputError
 from l2rm.summaries import audit_summary
 
@@ -62,6 +62,7 @@ class Audit(Command):
     anyway."""
     grid: int = 1
     """With --encoder efficientnet-lite0: cells along each side of an image that it describes."""
+    caption_encoder: CaptionEncoder = None
     evidence: Literal["pair", "image"] = "pair"
     """In cross-fitting: each caption is ranked by itself, or all captions of an image together, where they came
     together."""
@@ -112,7 +113,8 @@ class Audit(Command):
         if self.model is None:
             pairs = self._featured(data, device)
             options |= {"evidence": self.evidence, "folds_by": self.folds_by}
-            return audit_without_model(pairs, head=self.head, device=device, keep=self._folds, **options)
+            head = self.head or self.caption_encoder is not None  # images and captions are of two spaces
+            return audit_without_model(pairs, head=head, device=device, keep=self._folds, **options)
         return self._by_run(load_run(self.model, device), data_for([self.model], data), device, options)
 
     def _by_run(self, run: "Run", data: "DataConfig", device: "torch.device", options: dict[str, Any]) -> "AuditResult":
@@ -152,6 +154,11 @@ class Audit(Command):
         given = [name for name in ("model", "encoder", "similarity") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(f"audit: both --{given[0]} and --{given[1]} are there to judge by; give one of them")
+        if self.caption_encoder is not None and given in (["model"], ["similarity"]):
+            raise InputError(
+                f"audit: --caption-encoder embeds captions for small models to learn on, and --{given[0]} judges "
+                "already; give one of them"
+            )
         if self.head and given in (["model"], ["similarity"]):
             raise InputError(f"audit: --head learns on embeddings, and --{given[0]} judges already; give one of them")
 
@@ -170,5 +177,5 @@ class Audit(Command):
                 f"{self.data}: are image files, and what to judge by is open; give --encoder NAME, --model RUN or "
                 "--similarity FILE.npy"
             )
-        encoder = EncoderConfig(name=self.encoder or "", grid=self.grid)
+        encoder = EncoderConfig(name=self.encoder or "", grid=self.grid, captions=self.caption_encoder)
         return with_features(pairs, encoder, skip_bad=self.skip_bad, progress=not self.quiet, device=device)

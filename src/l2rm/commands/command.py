@@ -17,6 +17,14 @@ DataOption = Annotated[str, arg(metavar="DATA", help=DATA_HELP)]
 ImageRoot = Annotated[
     Path | None, arg(metavar="DIR", help="Where a table's image paths start; default: its own folder.")
 ]
+CaptionEncoder = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help="Embed captions first, by a sentence encoder: minilm-l6 (English; extra quickstart), or one of "
+        "transformers by its folder or as OWNER/MODEL. Words that no training pair has then mean something too.",
+    ),
+]
 SkipBad = Annotated[Flag, arg(help="Leave bad rows out and list them, instead of stopping at the first.")]
 Device = Annotated[str, arg(help="auto, or a torch device.")]
 

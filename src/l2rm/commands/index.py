@@ -69,18 +69,18 @@ class Index(Command):
 
     def _make(self) -> "SearchIndex":
         from l2rm.search.index import Index as SearchIndex
-        from l2rm.sources import EncoderConfig
 
         assert self.data is not None
         run, encoder = self._run(), None
         pairs, data = self._pairs(self.data, run)
         if run is not None and pairs.image_root is not None:
-            encoder = EncoderConfig(name=data.encoder.name, grid=data.encoder.grid).__dict__
+            encoder = {"name": data.encoder.name, "grid": data.encoder.grid}
         return SearchIndex.build(
             pairs,
             None if run is None else run.model,
             out=self.out,
             encoder=encoder,
+            caption_encoder=None if run is None else data.encoder.captions,
             dtype=self.dtype,
             approximate_above=None if self.exact else self.approximate_above,
             recall=self.recall,
@@ -124,8 +124,9 @@ class Index(Command):
             data = data_for([run.folder], data)
             if saved_data(run.folder) is None:  # as many regions as the model takes
                 data = replace(data, encoder=EncoderConfig(grid=isqrt(run.model.shape.regions)))
-        if index is not None and index.manifest.encoder is not None:
-            data = replace(data, encoder=EncoderConfig(**index.manifest.encoder))
+        if index is not None:
+            made_by = (index.manifest.encoder or {}) | {"captions": index.manifest.caption_encoder}
+            data = replace(data, encoder=replace(data.encoder, **made_by))
         pairs = open_rows(data, self.split, least=1)
         encoded = run is not None or (index is not None and index.manifest.fingerprint is not None)
         if encoded:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from l2rm.commands.command import Command, Data, Flag, ImageRoot, SkipBad
+from l2rm.commands.command import CaptionEncoder, Command, Data, Flag, ImageRoot, SkipBad
 from l2rm.errors import InputError
 from l2rm.recipes import RECIPES, faithful
 from l2rm.summaries import training_summary
@@ -61,6 +61,7 @@ class Train(Command):
     """What makes features of images, where DATA are images; they are cached."""
     grid: int = 6
     """Cells along each side of an image that the encoder describes."""
+    caption_encoder: CaptionEncoder = None
     config: Annotated[TrainConfig, arg(name="")] = field(default_factory=TrainConfig)
 
     @property
@@ -119,7 +120,12 @@ class Train(Command):
         from l2rm.sources import EncoderConfig
 
         if self.config.model.similarity != "clip":
-            return EncoderConfig(name=self.encoder, grid=self.grid)
+            captions = self.caption_encoder
+            if captions is not None and Path(captions).is_dir():
+                captions = str(Path(captions).absolute())  # the run tells it to commands in other folders
+            return EncoderConfig(name=self.encoder, grid=self.grid, captions=captions)
+        if self.caption_encoder is not None:
+            raise InputError("caption encoder: a model that is fine-tuned reads captions by itself; leave it out")
         from l2rm.training.check import check_config
         from l2rm.training.train import rooted
 
@@ -177,4 +183,5 @@ def _resumed(start: Train, folder: Path) -> Train:
         skip_bad=data.skip_bad,
         encoder=data.encoder.name,
         grid=data.encoder.grid,
+        caption_encoder=data.encoder.captions,
     )

@@ -13,16 +13,15 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from l2rm.data.pairs import Pairs
+from l2rm.encoders.captions import embed_captions
 from l2rm.encoders.filling import BATCH, Embed, Read
 from l2rm.encoders.image import encode_files
-from l2rm.encoders.pretrained import Reading, load_towers, vectors
+from l2rm.encoders.pretrained import Reading, identity, load_towers, vectors
 from l2rm.encoders.store import FeatureStore
 from l2rm.files import cache_folder
-from l2rm.progress import track
 
 VERSION = 1
 """Raise it when the same model and file would give other embeddings: it is a part of the cache's key."""
-BATCH_CAPTIONS = 64
 GPU_BATCH = 64
 """Images at a time, where they are not encoded on a processor."""
 
@@ -67,7 +66,9 @@ def encode_both(
     store = FeatureStore(_store_path("images", towers, str(pairs.image_root)), (towers.dim,))
     batch = BATCH if torch.device(device).type == "cpu" else GPU_BATCH
     pairs = encode_files(pairs, store, network, skip_bad=skip_bad, progress=progress, batch=batch)
-    return replace(pairs, caption_features=_captions(pairs, towers, progress).features(_stamps(pairs.captions)))
+    captions = FeatureStore(_store_path("captions", towers, ""), (towers.dim,))
+    embedded = embed_captions(pairs.captions, captions, towers.texts, progress=progress)
+    return replace(pairs, caption_features=embedded)
 
 
 class TwoTowers:
@@ -85,7 +86,7 @@ class TwoTowers:
         self.name, self.device = name, torch.device(device)
         self._model: Any = load_towers(name).requires_grad_(False).to(self.device)
         self._reading = Reading.open(name)
-        self.identity = _identity(name, self._model.config)
+        self.identity = identity(name, self._model.config)
         self.dim = int(self.texts(["a"]).shape[1])
 
     def pixels(self, path: Path) -> NDArray[np.float32]:
@@ -110,38 +111,9 @@ class TwoTowers:
         return _unit(self._model.get_text_features(**known))
 
 
-def _captions(pairs: Pairs, towers: TwoTowers, progress: bool) -> FeatureStore:
-    """The store that holds all captions; each text is embedded once."""
-    store = FeatureStore(_store_path("captions", towers, ""), (towers.dim,))
-    missing = dict(zip(_stamps(pairs.captions), pairs.captions, strict=True))
-    if all(stamp in store for stamp in missing):
-        return store
-    with store.writing():
-        left = [(stamp, text) for stamp, text in missing.items() if stamp not in store]
-        left.sort(key=lambda item: len(item[1]))  # texts of one length need little padding
-        batches = [left[start : start + BATCH_CAPTIONS] for start in range(0, len(left), BATCH_CAPTIONS)]
-        for batch in track(batches, total=len(batches), what="encoding captions", enabled=progress):
-            entries = towers.texts([text for _, text in batch])
-            store.append([stamp for stamp, _ in batch], entries.numpy().astype(np.float16))
-    return store
-
-
-def _stamps(captions: Sequence[str]) -> list[bytes]:
-    return [hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()[:16] for caption in captions]
-
-
 def _store_path(what: str, towers: TwoTowers, root: str) -> Path:
     key = hashlib.sha256(f"{VERSION}\0{towers.identity}\0{root}".encode()).hexdigest()[:16]
     return cache_folder() / "features" / f"{Path(towers.name).name}-{what}-{key}.npy"
-
-
-def _identity(name: str, config: Any) -> str:
-    """What tells the model from any other: its files' names, sizes and times, or its commit on the hub."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return f"{name}@{getattr(config, '_commit_hash', None)}"
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".txt", ".model"))
-    return str(folder.absolute()) + "".join(f"\0{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
 
 def _unit(found: Any) -> torch.Tensor:

@@ -22,6 +22,7 @@ from l2rm.files import folder_written_whole
 
 AT_ONCE = 1000
 """Captions that are handed to a tokenizer at a time."""
+NEEDS = "with its tokenizer and image processor"
 LONGEST = 16
 """A picture is cut to so many times its shorter side where its middle is all that counts."""
 
@@ -139,13 +140,22 @@ def load_towers(name: str) -> nn.Module:
     Raises:
         InputError: transformers is not installed, no such model, or one without the two towers.
     """
+    return _with_two_towers(load_weights(name), name)
+
+
+def load_weights(name: str, needs: str = NEEDS) -> nn.Module:
+    """A pretrained model of any kind, float32, in evaluation mode. Safetensors weights only.
+
+    Raises:
+        InputError: transformers is not installed, or no such model, which comes with what it `needs`.
+    """
     transformers = import_transformers()
     precision = "dtype" if _version(transformers) >= 5 else "torch_dtype"
-    with telling_in_one_line(name):
+    with telling_in_one_line(name, needs):
         model: nn.Module = transformers.AutoModel.from_pretrained(
             name, use_safetensors=True, **{precision: torch.float32}
         )
-    return _with_two_towers(model, name).eval()
+    return model.eval()
 
 
 def empty_towers(reading: Reading) -> nn.Module:
@@ -173,6 +183,15 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def identity(name: str, config: Any) -> str:
+    """What tells a model from any other: its files' names, sizes and times, or its commit on the hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{getattr(config, '_commit_hash', None)}"
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".txt", ".model"))
+    return str(folder.absolute()) + "".join(f"\0{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+
+
 def vectors(found: Any) -> Tensor:
     """What a tower gives, (N, D): a tensor before transformers 5, and inside of something from there on."""
     tensor: Tensor = found if isinstance(found, Tensor) else found.pooler_output
@@ -195,7 +214,7 @@ def import_transformers() -> Any:
 
 
 @contextmanager
-def telling_in_one_line(name: str) -> Iterator[None]:
+def telling_in_one_line(name: str, needs: str = NEEDS) -> Iterator[None]:
     """What transformers finds wrong inside the block is an InputError; no warnings and no progress bars of its own."""
     logs, hub = import_transformers().utils.logging, logging.getLogger("huggingface_hub")
     level, bars, hub_level = logs.get_verbosity(), logs.is_progress_bar_enabled(), hub.level
@@ -208,8 +227,8 @@ def telling_in_one_line(name: str) -> Iterator[None]:
             yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
-            f"encoder {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, "
-            "with its tokenizer and image processor, or the name of a model on the hub that can be reached"
+            f"encoder {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, {needs}, "
+            "or the name of a model on the hub that can be reached"
         ) from error
     finally:
         logs.set_verbosity(level)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from l2rm.data.vocabulary import Vocabulary
 from l2rm.encoders.image import ENCODERS, Encoder
 from l2rm.encoders.pixels import UndecodableImageError, decode
 from l2rm.encoders.pretrained import Reading
+from l2rm.encoders.sentences import SentenceEncoder
 from l2rm.encoders.towers import l2_normalise
 from l2rm.errors import InputError
 from l2rm.search.storage import Kind, roots_of
@@ -39,12 +41,21 @@ class ModelEncoder:
     Args:
         model: in evaluation mode from here on.
         encoder: {"name", "grid"} of what makes features of pictures; None where that is not known.
+        caption_encoder: the sentence encoder that makes embeddings of captions, for a model that takes those.
     """
 
-    def __init__(self, model: RetrievalModel, encoder: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, model: RetrievalModel, encoder: dict[str, Any] | None = None, caption_encoder: str | None = None
+    ) -> None:
         self.model = model.eval()
         self.encoder = encoder
+        self._caption_encoder = caption_encoder
         self._network: Encoder | None = None
+
+    @property
+    def reads_words(self) -> bool:
+        """Texts can be encoded: by the model's vocabulary, or by the encoder of its captions."""
+        return self.model.vocabulary is not None or self._caption_encoder is not None
 
     @property
     def ranks(self) -> bool:
@@ -73,9 +84,13 @@ class ModelEncoder:
         Raises:
             InputError: the model reads caption embeddings, no words.
         """
+        if not self.reads_words:
+            raise InputError("text: this model reads caption embeddings, no words; search by a vector or an item")
         vocabulary = self.model.vocabulary
         if vocabulary is None:
-            raise InputError("text: this model reads caption embeddings, no words; search by a vector or an item")
+            embedded = self._sentences(texts).half().float()  # as they are kept
+            with evaluating(self.model):
+                return self.model.encode_captions(embedded.to(self.device), None)
         ids = [vocabulary.encode(text) for text in texts]
         ids = [one if len(one) <= WORDS_AT_MOST else [*one[: WORDS_AT_MOST - 1], one[-1]] for one in ids]
         tokens = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
@@ -83,6 +98,11 @@ class ModelEncoder:
             tokens[row, : len(one)] = torch.tensor(one)
         with evaluating(self.model):
             return self.model.encode_captions(tokens.to(self.device), torch.tensor([len(one) for one in ids]))
+
+    @cached_property
+    def _sentences(self) -> SentenceEncoder:
+        assert self._caption_encoder is not None
+        return SentenceEncoder(self._caption_encoder, self.device)
 
     @torch.no_grad()
     def picture(self, content: bytes | Path) -> Encoded:

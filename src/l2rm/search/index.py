@@ -77,6 +77,7 @@ class Index:
         *,
         out: str | Path,
         encoder: dict[str, Any] | None = None,
+        caption_encoder: str | None = None,
         dtype: str = "float32",
         approximate_above: int | None = APPROXIMATE_ABOVE,
         recall: float = RECALL,
@@ -88,6 +89,7 @@ class Index:
             model: what encodes them; None where `pairs` have features and caption features in one space already.
             out: the folder.
             encoder: {"name", "grid"} of what made the images' features, so that pictures can be looked for.
+            caption_encoder: the sentence encoder that made the captions' embeddings, so that words can be looked for.
             dtype: float32, or float16 for half the size.
             approximate_above: items of a kind above which FAISS searches them approximately; None for never.
             recall: of the exact first ten, that an approximate search is aimed at.
@@ -111,7 +113,7 @@ class Index:
                 from l2rm.search.encoding import ModelEncoder, fingerprint
                 from l2rm.search.model_folder import write_model_folder
 
-                made_by = ModelEncoder(model, encoder)
+                made_by = ModelEncoder(model, encoder, caption_encoder)
                 rows = made_by.rows(pairs)
                 write_model_folder(beside / "model", model)
                 manifest = Manifest(
@@ -120,6 +122,7 @@ class Index:
                     fingerprint=fingerprint(model),
                     similarity=model.config.similarity,
                     encoder=encoder,
+                    caption_encoder=caption_encoder,
                     threshold=approximate_above,
                 )
             _append(beside, manifest, rows)
@@ -194,7 +197,7 @@ class Index:
         """Load the model and answer once, so that the first who asks does not wait for what is made once."""
         if self.manifest.fingerprint is None:
             return
-        if self.encoder.model.vocabulary is not None:
+        if self.by_words:
             self.search_text("words")
         if self.manifest.encoder is not None:
             file = io.BytesIO()
@@ -313,6 +316,11 @@ class Index:
             other.__dict__["encoder"] = self.__dict__["encoder"]
         return other
 
+    @property
+    def by_words(self) -> bool:
+        """Whether words can be looked for."""
+        return self.manifest.fingerprint is not None and self.encoder.reads_words
+
     # ------------------------------------------------------------------------------------------------------ details
 
     @cached_property
@@ -332,7 +340,7 @@ class Index:
 
             model = load(self.folder / "model")
             self._check(model, str(self.folder / "model"))
-        return ModelEncoder(model, self.manifest.encoder)
+        return ModelEncoder(model, self.manifest.encoder, self.manifest.caption_encoder)
 
     @cached_property
     def _captions_by_image(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -146,7 +146,7 @@ class Facts(BaseModel):
             captions=len(index.items["caption"]),
             dimensions=manifest.dim,
             model=None if manifest.fingerprint is None else manifest.fingerprint[:12],
-            by_words=manifest.fingerprint is not None,
+            by_words=index.by_words,
             by_picture=manifest.encoder is not None,
             approximate=manifest.approximate,
             max_text=limits.text,
