@@ -24,7 +24,8 @@ def cc152k() -> TrainConfig:
 
 
 def quickstart() -> TrainConfig:
-    """A few thousand pictures and short texts in minutes on two processor cores: cosine of a bag of words.
+    """A few thousand pictures and short texts in minutes on two processor cores: cosine, of captions that a sentence
+    encoder embedded (`--caption-encoder`, as in the quick start), else of a bag of words.
 
     Pairs are divided by models that have not seen them, all captions of an image together, as small data ask for.
     """
@@ -34,7 +35,7 @@ def quickstart() -> TrainConfig:
         decay_every=2,
         lr=3e-3,
         batch_size=128,
-        model=ModelConfig(similarity="cosine", caption_tower="bag", embed_dim=256, min_word_count=1, dropout=0.4),
+        model=ModelConfig(similarity="cosine", caption_tower="bag", embed_dim=512, min_word_count=1, dropout=0.4),
         rematching=RematchingConfig(
             tau=0.1,
             matched_objective="symmetric_cross_entropy",
@@ -45,7 +46,7 @@ def quickstart() -> TrainConfig:
             targets="mass",
             mass=0.3,
             reg=0.03,
-            rematch_weight=0.1,
+            rematch_weight=0.5,
         ),
     )
 
