@@ -27,8 +27,8 @@ def main() -> None:
     rsums = {method: [row[method]["rsum"] for row in rows] for method in ("plain", "l2rm", "oracle")}
     means = {method: statistics.mean(values) for method, values in rsums.items()}
     result: dict[str, Any] = {
-        "data": "OpenMoji, EfficientNet-Lite0 pooled features, MiniLM embeddings of English names, 40 % of the training "
-        "pictures mismatched (image level)",
+        "data": "OpenMoji, EfficientNet-Lite0 pooled features, MiniLM embeddings of English names, 40 % of the "
+        "training pictures mismatched (image level)",
         **provenance(),
         "rsum": {name: {"mean": means[name], "stdev": statistics.stdev(values)} for name, values in rsums.items()},
         "gap_closed": (means["l2rm"] - means["plain"]) / (means["oracle"] - means["plain"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -52,7 +53,7 @@ def test_audit(tmp_path: Path) -> None:
     assert sum(found["decisions"].values()) == 159
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_speed(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "speed.py"), "--tiny", "--json", "speed.json"]
     done = subprocess.run(
@@ -73,6 +74,18 @@ def test_speed(tmp_path: Path) -> None:
     assert [row for row in merged if row["work"] != "transport"] == [rows[work] for work in works]
     assert merged[-1]["work"] == "transport"
     assert merged[-1] != rows["transport"]
+    bound = [sys.executable, str(SCRIPTS / "bound.py"), "--tiny", "--speed", "speed.json", "--json", "bound.json"]
+    done = subprocess.run(
+        bound, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    counted = {row["work"]: row for row in json.loads((tmp_path / "bound.json").read_text())["rows"]}
+    assert tuple(counted) == works[:-1]
+    assert all(row["l2rm_gflop"] > 0 for row in counted.values())  # so few pairs do not repay what is folded for all
+    images, R, D, S = 10, 36, 16, 8
+    words = torch.randint(8, 19, (15,), generator=torch.Generator().manual_seed(4)).tolist()
+    products = [2 * L * R * D + L * D * S + D * S + 3 * (3 * (L + 1) * S**2 + 2 * (L + 1) ** 2 * S) + S for L in words]
+    assert counted["similarity_exact"]["naive_gflop"] == pytest.approx(2e-9 * images * sum(products))
 
 
 @pytest.mark.slow
