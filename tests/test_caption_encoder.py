@@ -22,8 +22,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(precomp: Path, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "minilm"
-    assert main(["train", str(precomp), "--out", str(out), "--caption-encoder", str(bert), *SHORT]) == 0
+    out = tmp_path_factory.mktemp("runs") / "embedded"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("L2RM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        assert main(["train", str(precomp), "--out", str(out), "--caption-encoder", str(bert), *SHORT]) == 0
     return out
 
 
