@@ -11,6 +11,7 @@ import tiny_bert
 from l2rm.cli import main
 
 pytest.importorskip("transformers", reason="the extra hf (transformers) is not installed")
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = ["--model.similarity", "cosine", "--model.embed-dim", "16", "--warmup-epochs", "2", "--rematching-epochs", "1"]
 SHORT += ["--batch-size", "16", "--lr", "0.02", "--rematching.folds", "2", "--rematching.fold-rounds", "1"]
 
