@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "ablation.jsonl"
 SHARED = ("evidence", "match_probability", "cross_fitted", "folds")
 """What a division leaves in the state of a method."""
 BATCH = {"scope": "batch", "targets": "mass", "mass": 0.3, "reg": 0.03, "rematch_weight": 0.1}
-"""Plans of a batch, as in the recipe `quickstart`."""
+"""Plans of a batch, as the recipe `quickstart` had them when this was measured."""
 LOSSES = {"folds": 0, "evidence": "image", "estimator": "moments", "one_mode": "mixture"}
 
 

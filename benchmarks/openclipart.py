@@ -42,6 +42,8 @@ from l2rm.training.train import train
 RESULTS = Path(__file__).parent / "results" / "openclipart.json"
 DEV, TEST = 400, 600
 TINY = {"batch_size": 8, "warmup_epochs": 6, "rematching_epochs": 1, "device": "cpu"}
+MEASURED = {"device": "cpu", "model": {"embed_dim": 256}, "rematching": {"rematch_weight": 0.1}}
+"""What the recipe `quickstart` had when this was measured."""
 FEW = 5
 """Pictures with one title, from which on the title counts as repeated."""
 WRONG = ("stale", "generic")
@@ -110,9 +112,7 @@ def main() -> None:
     done = {(row["work"], row["seed"]) for row in read_lines(rows)}
     for seed in options.seeds:
         parts = split(art, seed, *((8, 8) if options.tiny else (DEV, TEST)))
-        recipe = dataclasses.replace(
-            overridden(quickstart(), TINY if options.tiny else {"device": "cpu"}, "recipe"), seed=seed
-        )
+        recipe = dataclasses.replace(overridden(quickstart(), TINY if options.tiny else MEASURED, "recipe"), seed=seed)
         works: dict[str, Callable[[], dict[str, Any]]] = {"detection": lambda: detected(parts, recipe, options.work)}  # noqa: B023
         for method in METHODS:
             if method.name in options.methods:

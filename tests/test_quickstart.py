@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import tiny_bert
 from l2rm import quickstart as room
 from l2rm.data.features import Features
 from l2rm.data.pairs import Pairs
@@ -77,12 +78,20 @@ class AtOnce(ProcessPoolExecutor):
         return done
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence encoder of random weights that knows the words of `tiny_pairs`."""
+    pytest.importorskip("transformers", reason="the extra quickstart is not installed")
+    known = tuple(f"{kind}{number}" for kind in ("colour", "shape", "c", "s") for number in range(COLOURS))
+    return tiny_bert.save_model(tmp_path_factory.mktemp("models") / "bert", known=known, dim=32)
+
+
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither drawings nor encoders; a model that trains in a second. The processes started get both as arguments."""
+def tiny(monkeypatch: pytest.MonkeyPatch, bert: Path) -> None:
+    """No drawings, tiny encoders, and a model that trains in a second. The processes started get both as arguments."""
     monkeypatch.setattr(room.openmoji, "read", lambda *_, **__: tiny_pairs())
     monkeypatch.setattr(room, "encode", lambda pairs, **_: pairs)
-    monkeypatch.setattr(room.sentences, "encode_captions", lambda pairs, *_, **__: pairs)
+    monkeypatch.setattr(room, "CAPTION_ENCODER", str(bert))
     monkeypatch.setattr(room, "recipe", tiny_recipe)
     monkeypatch.setattr(room, "DEV_IMAGES", 16)
     monkeypatch.setattr(room, "TEST_IMAGES", 24)

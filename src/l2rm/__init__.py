@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from l2rm.data.pairs import Pairs as Pairs
     from l2rm.data.vocabulary import Vocabulary as Vocabulary
     from l2rm.encoders.image import encode as encode
+    from l2rm.encoders.sentences import encode_captions as encode_captions
     from l2rm.errors import InputError as InputError
     from l2rm.evaluation.evaluate import evaluate as evaluate
     from l2rm.evaluation.metrics import Metrics as Metrics
@@ -59,6 +60,7 @@ _HOMES = {
     "data.pairs": ("Pairs",),
     "data.vocabulary": ("Vocabulary",),
     "encoders.image": ("encode",),
+    "encoders.sentences": ("encode_captions",),
     "errors": ("InputError",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.metrics": ("Metrics", "evaluate_scores"),

@@ -62,7 +62,7 @@ def refuse_other_encoder(folder: Path, facts: dict[str, Any]) -> None:
     """A run to be resumed must go on with the features that it began with; `train` compares the rest.
 
     Raises:
-        InputError: the run in `folder`, if there is one, used another encoder or grid.
+        InputError: the run in `folder`, if there is one, used another encoder or grid, or another of captions.
     """
     if not (folder / "config.json").exists():
         return
@@ -72,16 +72,22 @@ def refuse_other_encoder(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def data_for(folders: Iterable[Path], asked: DataConfig) -> DataConfig:
-    """DATA as the runs read theirs: their encoder and the seed of their split; and, of the same DATA, the image root.
+    """DATA as the runs read theirs: their encoders and the seed of their split; and, of the same DATA, the image root.
 
     Raises:
-        InputError: the runs used different encoders, and DATA are images.
+        InputError: the runs used different encoders of captions; or of images, and DATA are images.
     """
     found = [(folder, data) for folder in folders if (data := saved_data(folder)) is not None]
     if not found:
         return asked
     first_folder, first = found[0]
     for folder, other in found[1:]:
+        if other.encoder.caption_facts != first.encoder.caption_facts:
+            told = [one.encoder.captions or "their words" for one in (other, first)]
+            raise InputError(
+                f"{folder}: reads captions by {told[0]}, but {first_folder} by {told[1]} (or another of that name); "
+                "take the runs one by one"
+            )
         if other.encoder != first.encoder and not _has_features(asked):
             raise InputError(
                 f"{folder}: trained with {other.encoder}, but {first_folder} with {first.encoder}; "

@@ -35,12 +35,20 @@ class EncoderConfig:
     """Images do not become features: the model learns from their pixels, which this one's preprocessing makes."""
     captions: str | None = None
     """A sentence encoder; None: captions stay words, unless `name` embeds them too."""
+    captions_checksum: str | None = None
+    """Which encoder of that name: a run's or an index's; None: whichever there is."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """For `config.json`."""
         how = {"finetuned": True} if self.finetuned else {"grid": self.grid}
-        return {"name": self.name, **how, **({} if self.captions is None else {"captions": self.captions})}
+        return {"name": self.name, **how, **self.caption_facts}
+
+    @property
+    def caption_facts(self) -> dict[str, Any]:
+        """The part of them that is about captions."""
+        known = {"captions": self.captions, "captions_checksum": self.captions_checksum}
+        return {} if self.captions is None else known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,7 @@ class DataConfig:
             it mismatches; where the source has no splits of its own, all captions, whichever seed splits them.
         injection: mismatches for training, drawn instead of read from an index file.
         decisions: what people decided about pairs, as `read_decisions` takes it; truth for training.
-        encoder: makes the features of images.
+        encoder: makes the features of images, and embeddings of captions.
     """
 
     source: str
@@ -128,10 +136,9 @@ def with_features(
     For a `model` that takes pixels it is their pictures instead.
 
     Raises:
-        InputError: an image that does not decode (without `skip_bad`), no such encoder, captions that are embeddings
-            already.
+        InputError: an image that does not decode (without `skip_bad`), no such encoder.
     """
-    if encoder.captions is not None:
+    if encoder.captions is not None and pairs.caption_features is None:
         return _with_captions(pairs, encoder, skip_bad=skip_bad, progress=progress, device=device)
     if pairs.features is not None:
         return pairs
@@ -149,14 +156,45 @@ def with_features(
 def _with_captions(
     pairs: Pairs, encoder: EncoderConfig, *, skip_bad: bool, progress: bool, device: "torch.device | str"
 ) -> Pairs:
-    """The same with captions embedded by a sentence encoder."""
-    from l2rm.encoders.sentences import encode_captions
+    """The same with captions embedded by a sentence encoder, which is looked at before images take their time."""
+    from l2rm.encoders.sentences import SentenceEncoder, encode_captions
 
     assert encoder.captions is not None
-    pairs = with_features(pairs, replace(encoder, captions=None), skip_bad=skip_bad, progress=progress, device=device)
-    if pairs.caption_features is not None:
+    network = SentenceEncoder(encoder.captions, device, checksum=encoder.captions_checksum)
+    images = replace(encoder, captions=None)
+    pairs = with_features(pairs, images, skip_bad=skip_bad, progress=progress, device=device)
+    return encode_captions(pairs, network, progress=progress)
+
+
+def checked_encoder(encoder: EncoderConfig) -> EncoderConfig:
+    """The same with the checksum of the sentence encoder that goes by its name now; a folder by its absolute path.
+
+    Raises:
+        InputError: no such sentence encoder, or one for captions that `name` embeds already.
+    """
+    if encoder.captions is None:
+        return encoder
+    from l2rm.encoders.image import is_transformers_name
+    from l2rm.encoders.sentences import MINILM, SentenceEncoder
+
+    if encoder.name and is_transformers_name(encoder.name):
+        raise InputError(
+            f"encoder {encoder.name}: embeds captions too; give it without --caption-encoder {encoder.captions}"
+        )
+    name = encoder.captions
+    if name != MINILM and Path(name).is_dir():
+        name = str(Path(name).absolute())
+    return replace(encoder, captions=name, captions_checksum=SentenceEncoder(name).checksum)
+
+
+def refuse_embeddings(pairs: Pairs, encoder: EncoderConfig) -> None:
+    """What embeds captions is asked for, and they are embeddings already.
+
+    Raises:
+        InputError: so it is.
+    """
+    if encoder.captions is not None and pairs.caption_features is not None:
         raise InputError(f"{pairs.source}: captions are embeddings already; leave --caption-encoder out")
-    return encode_captions(pairs, encoder.captions, progress=progress, device=device)
 
 
 def open_training(data: DataConfig, *, progress: bool = True, device: "torch.device | str" = "cpu") -> TrainingData:
@@ -165,6 +203,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
     Raises:
         InputError: no split to train on or to choose the model on, and whatever is wrong with DATA.
     """
+    encoder = checked_encoder(data.encoder)
     splits = _open_splits(data, mismatched=TRAIN)
     for name, purpose in ((TRAIN, "there is nothing to learn from"), (DEV, "the model is chosen on it")):
         if name not in splits:
@@ -173,8 +212,9 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
     if data.injection is not None:
         splits[TRAIN] = inject_mismatches(splits[TRAIN], **asdict(data.injection)).pairs
     decided = None if data.decisions is None else _decide(data, splits)
+    refuse_embeddings(splits[TRAIN], encoder)
     train, dev = (
-        with_features(splits[name], data.encoder, skip_bad=data.skip_bad, progress=progress, device=device)
+        with_features(splits[name], encoder, skip_bad=data.skip_bad, progress=progress, device=device)
         for name in (TRAIN, DEV)
     )
     level, ratio = measured_mismatch(train)
@@ -193,7 +233,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
         },
         "injection": None if data.injection is None else asdict(data.injection),
         "decisions": decided,
-        "encoder": data.encoder.facts if encoded or data.encoder.captions is not None else None,
+        "encoder": encoder.facts if encoded else encoder.caption_facts or None,
     }
     sizes = {name: (part.n_images, len(part)) for name, part in {**splits, TRAIN: train, DEV: dev}.items()}
     return TrainingData(train=train, dev=dev, sizes=sizes, level=level, ratio=ratio, facts=facts)

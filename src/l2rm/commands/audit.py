@@ -164,9 +164,11 @@ class Audit(Command):
 
     def _featured(self, data: "DataConfig", device: "torch.device") -> "Pairs":
         """The pairs with the features that --encoder makes, or with their own."""
-        from l2rm.sources import EncoderConfig, open_rows, with_features
+        from l2rm.sources import EncoderConfig, checked_encoder, open_rows, refuse_embeddings, with_features
 
+        encoder = checked_encoder(EncoderConfig(name=self.encoder or "", grid=self.grid, captions=self.caption_encoder))
         pairs = open_rows(data, self.split)
+        refuse_embeddings(pairs, encoder)
         if pairs.features is not None and self.encoder is not None:
             raise InputError(
                 f"{self.data}: has features already, which --encoder {self.encoder} has no pixels to replace; leave "
@@ -177,5 +179,4 @@ class Audit(Command):
                 f"{self.data}: are image files, and what to judge by is open; give --encoder NAME, --model RUN or "
                 "--similarity FILE.npy"
             )
-        encoder = EncoderConfig(name=self.encoder or "", grid=self.grid, captions=self.caption_encoder)
         return with_features(pairs, encoder, skip_bad=self.skip_bad, progress=not self.quiet, device=device)

@@ -125,8 +125,10 @@ class Index(Command):
             if saved_data(run.folder) is None:  # as many regions as the model takes
                 data = replace(data, encoder=EncoderConfig(grid=isqrt(run.model.shape.regions)))
         if index is not None:
-            made_by = (index.manifest.encoder or {}) | {"captions": index.manifest.caption_encoder}
-            data = replace(data, encoder=replace(data.encoder, **made_by))
+            captions = index.manifest.caption_encoder or {}
+            made_by = replace(data.encoder, **(index.manifest.encoder or {}))
+            made_by = replace(made_by, captions=captions.get("name"), captions_checksum=captions.get("checksum"))
+            data = replace(data, encoder=made_by)
         pairs = open_rows(data, self.split, least=1)
         encoded = run is not None or (index is not None and index.manifest.fingerprint is not None)
         if encoded:

@@ -120,10 +120,7 @@ class Train(Command):
         from l2rm.sources import EncoderConfig
 
         if self.config.model.similarity != "clip":
-            captions = self.caption_encoder
-            if captions is not None and Path(captions).is_dir():
-                captions = str(Path(captions).absolute())  # the run tells it to commands in other folders
-            return EncoderConfig(name=self.encoder, grid=self.grid, captions=captions)
+            return EncoderConfig(name=self.encoder, grid=self.grid, captions=self.caption_encoder)
         if self.caption_encoder is not None:
             raise InputError("caption encoder: a model that is fine-tuned reads captions by itself; leave it out")
         from l2rm.training.check import check_config

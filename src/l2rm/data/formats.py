@@ -15,6 +15,7 @@ from l2rm.data.packed import is_file
 from l2rm.data.pairs import LeftOut, Pairs
 from l2rm.data.shards import find_shards, is_sharded, read_samples
 from l2rm.data.tables import BadRows, read_table, read_text
+from l2rm.data.texts import made_up
 from l2rm.errors import InputError
 
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
@@ -207,7 +208,7 @@ def _read_embeddings(images: Path, captions: Path) -> Pairs:
     return Pairs(
         images=tuple(f"image {image}" for image in range(len(features))),
         image_of=_grouped(captions, features, len(caption_features)),
-        captions=tuple(f"caption {row}" for row in range(len(caption_features))),
+        captions=tuple(map(made_up, range(len(caption_features)))),
         features=features,
         caption_features=caption_features,
         source=f"{images},{captions}",

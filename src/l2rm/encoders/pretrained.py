@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from l2rm.encoders.pixels import opened
@@ -22,6 +23,8 @@ from l2rm.files import folder_written_whole
 
 AT_ONCE = 1000
 """Captions that are handed to a tokenizer at a time."""
+# What transformers raises on models that cannot be loaded or run, found by damaging some.
+_UNLOADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 NEEDS = "with its tokenizer and image processor"
 LONGEST = 16
 """A picture is cut to so many times its shorter side where its middle is all that counts."""
@@ -59,9 +62,11 @@ class Reading:
         with telling_in_one_line(str(name)):
             return cls(
                 name=str(name),
-                config=transformers.AutoConfig.from_pretrained(name),
-                processor=transformers.AutoImageProcessor.from_pretrained(name, **_processor_options()),
-                tokenizer=transformers.AutoTokenizer.from_pretrained(name),
+                config=transformers.AutoConfig.from_pretrained(name, trust_remote_code=False),
+                processor=transformers.AutoImageProcessor.from_pretrained(
+                    name, trust_remote_code=False, **_processor_options()
+                ),
+                tokenizer=transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False),
             )
 
     def write(self, folder: Path) -> None:
@@ -138,24 +143,39 @@ def load_towers(name: str) -> nn.Module:
     """A pretrained model with towers for images and for texts, float32, in evaluation mode. Safetensors weights only.
 
     Raises:
-        InputError: transformers is not installed, no such model, or one without the two towers.
+        InputError: transformers is not installed, no such model, weights of it are missing, or one without the two
+            towers.
     """
     return _with_two_towers(load_weights(name), name)
 
 
-def load_weights(name: str, needs: str = NEEDS) -> nn.Module:
-    """A pretrained model of any kind, float32, in evaluation mode. Safetensors weights only.
+def load_weights(name: str, needs: str = NEEDS, unused: str | None = None) -> nn.Module:
+    """A pretrained model of any kind, float32, in evaluation mode. Safetensors weights only, none of its own code.
+
+    Args:
+        name: folder or name on the hub.
+        needs: what comes with such a model, for messages.
+        unused: how the names of weights begin that are not used, and so may be missing.
 
     Raises:
-        InputError: transformers is not installed, or no such model, which comes with what it `needs`.
+        InputError: transformers is not installed, no such model, or weights of it are missing.
     """
     transformers = import_transformers()
     precision = "dtype" if _version(transformers) >= 5 else "torch_dtype"
     with telling_in_one_line(name, needs):
-        model: nn.Module = transformers.AutoModel.from_pretrained(
-            name, use_safetensors=True, **{precision: torch.float32}
+        model, told = transformers.AutoModel.from_pretrained(
+            name,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **{precision: torch.float32},
         )
-    return model.eval()
+    missing = [key for key in told["missing_keys"] if unused is None or not key.startswith(unused)]
+    missing += [key[0] if isinstance(key, tuple) else key for key in told["mismatched_keys"]]
+    if missing:
+        raise InputError(f"encoder {name}: its file has no weights for {sorted(missing)[0]}; restore the whole model")
+    found: nn.Module = model.eval()
+    return found
 
 
 def empty_towers(reading: Reading) -> nn.Module:
@@ -187,7 +207,11 @@ def identity(name: str, config: Any) -> str:
     """What tells a model from any other: its files' names, sizes and times, or its commit on the hub."""
     folder = Path(name)
     if not folder.is_dir():
-        return f"{name}@{getattr(config, '_commit_hash', None)}"
+        commit = getattr(config, "_commit_hash", None)
+        if commit is None:  # from transformers 5 on; the hub's cache has a folder for each commit
+            with telling_in_one_line(name):
+                commit = Path(import_transformers().utils.hub.cached_file(name, "config.json")).parent.name
+        return f"{name}@{commit}"
     files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".txt", ".model"))
     return str(folder.absolute()) + "".join(f"\0{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
@@ -214,7 +238,7 @@ def import_transformers() -> Any:
 
 
 @contextmanager
-def telling_in_one_line(name: str, needs: str = NEEDS) -> Iterator[None]:
+def telling_in_one_line(name: str, needs: str = NEEDS, what: str = "encoder") -> Iterator[None]:
     """What transformers finds wrong inside the block is an InputError; no warnings and no progress bars of its own."""
     logs, hub = import_transformers().utils.logging, logging.getLogger("huggingface_hub")
     level, bars, hub_level = logs.get_verbosity(), logs.is_progress_bar_enabled(), hub.level
@@ -225,9 +249,18 @@ def telling_in_one_line(name: str, needs: str = NEEDS) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise InputError(
-            f"encoder {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, {needs}, "
+            f"{what} {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, {needs}, "
             "or the name of a model on the hub that can be reached"
         ) from error
     finally:

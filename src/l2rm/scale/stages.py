@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.auditing.evidence import against_captions, against_images
+from l2rm.data.texts import made_up
 from l2rm.files import written_whole
 from l2rm.rematching.candidates import nearest_images
 from l2rm.rematching.division import BetaMixture
@@ -273,7 +274,7 @@ class Decide:
         if not len(rows):
             return []
         texts = self.whole.texts("caption", rows.clip(0))
-        return texts if texts is not None else [f"caption {row}" for row in rows.tolist()]
+        return texts if texts is not None else [made_up(row) for row in rows.tolist()]
 
     @staticmethod
     def _spread(rows: int, place: NDArray[np.int64], cells: list[str], number: NDArray[np.int64]) -> pa.Array:

@@ -20,7 +20,7 @@ from l2rm.data.vocabulary import Vocabulary
 from l2rm.encoders.image import ENCODERS, Encoder
 from l2rm.encoders.pixels import UndecodableImageError, decode
 from l2rm.encoders.pretrained import Reading
-from l2rm.encoders.sentences import SentenceEncoder
+from l2rm.encoders.sentences import MINILM, SentenceEncoder
 from l2rm.encoders.towers import l2_normalise
 from l2rm.errors import InputError
 from l2rm.search.storage import Kind, roots_of
@@ -41,11 +41,14 @@ class ModelEncoder:
     Args:
         model: in evaluation mode from here on.
         encoder: {"name", "grid"} of what makes features of pictures; None where that is not known.
-        caption_encoder: the sentence encoder that makes embeddings of captions, for a model that takes those.
+        caption_encoder: {"name", "checksum"} of what makes embeddings of captions, for a model that takes those.
     """
 
     def __init__(
-        self, model: RetrievalModel, encoder: dict[str, Any] | None = None, caption_encoder: str | None = None
+        self,
+        model: RetrievalModel,
+        encoder: dict[str, Any] | None = None,
+        caption_encoder: dict[str, str] | None = None,
     ) -> None:
         self.model = model.eval()
         self.encoder = encoder
@@ -102,7 +105,7 @@ class ModelEncoder:
     @cached_property
     def _sentences(self) -> SentenceEncoder:
         assert self._caption_encoder is not None
-        return SentenceEncoder(self._caption_encoder, self.device)
+        return SentenceEncoder(self._caption_encoder["name"], self.device, checksum=self._caption_encoder["checksum"])
 
     @torch.no_grad()
     def picture(self, content: bytes | Path) -> Encoded:
@@ -164,6 +167,25 @@ class ModelEncoder:
     def rows(self, pairs: Pairs) -> "ModelRows":
         """The rows of a segment, encoded as they are written."""
         return ModelRows(self, pairs)
+
+
+def caption_facts(name: str, model: RetrievalModel) -> dict[str, str]:
+    """{"name", "checksum"} of a sentence encoder, a folder by its absolute path.
+
+    Raises:
+        InputError: there is none such, or the model does not take its embeddings.
+    """
+    if model.shape.caption_dim is None:
+        raise InputError(f"caption encoder {name}: this model reads words; leave it out")
+    if name != MINILM and Path(name).is_dir():
+        name = str(Path(name).absolute())
+    network = SentenceEncoder(name)
+    if network.dim != model.shape.caption_dim:
+        raise InputError(
+            f"caption encoder {name}: makes {network.dim} dimensions, and this model takes {model.shape.caption_dim}; "
+            "give the one that it learned from"
+        )
+    return {"name": name, "checksum": network.checksum}
 
 
 def _pixels(reading: Reading, content: bytes | Path) -> torch.Tensor:

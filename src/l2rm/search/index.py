@@ -89,13 +89,15 @@ class Index:
             model: what encodes them; None where `pairs` have features and caption features in one space already.
             out: the folder.
             encoder: {"name", "grid"} of what made the images' features, so that pictures can be looked for.
-            caption_encoder: the sentence encoder that made the captions' embeddings, so that words can be looked for.
+            caption_encoder: name of the sentence encoder that made the captions' embeddings, so that words can be
+                looked for; one in a folder stays there, and the index needs it there.
             dtype: float32, or float16 for half the size.
             approximate_above: items of a kind above which FAISS searches them approximately; None for never.
             recall: of the exact first ten, that an approximate search is aimed at.
 
         Raises:
-            InputError: no features, vectors of different dimensions, a folder with something else in it.
+            InputError: no features, vectors of different dimensions, a caption encoder for a model that reads words or
+                embeddings of another dimension, a folder with something else in it.
         """
         folder = Path(out)
         if dtype not in ("float32", "float16"):
@@ -110,10 +112,11 @@ class Index:
                 rows = vectors = VectorRows(pairs)
                 manifest = Manifest(dim=vectors.dim, dtype=dtype, threshold=approximate_above)
             else:
-                from l2rm.search.encoding import ModelEncoder, fingerprint
+                from l2rm.search.encoding import ModelEncoder, caption_facts, fingerprint
                 from l2rm.search.model_folder import write_model_folder
 
-                made_by = ModelEncoder(model, encoder, caption_encoder)
+                captions = None if caption_encoder is None else caption_facts(caption_encoder, model)
+                made_by = ModelEncoder(model, encoder, captions)
                 rows = made_by.rows(pairs)
                 write_model_folder(beside / "model", model)
                 manifest = Manifest(
@@ -122,7 +125,7 @@ class Index:
                     fingerprint=fingerprint(model),
                     similarity=model.config.similarity,
                     encoder=encoder,
-                    caption_encoder=caption_encoder,
+                    caption_encoder=captions,
                     threshold=approximate_above,
                 )
             _append(beside, manifest, rows)

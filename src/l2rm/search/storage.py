@@ -47,7 +47,8 @@ class Manifest:
         fingerprint: of the model that made them; None for an index of vectors.
         similarity: the model's kind; "cosine" for an index of vectors.
         encoder: {"name", "grid"} of the encoder that made the images' features; None where that is not known.
-        caption_encoder: the sentence encoder that the model's captions went through first; None where it reads words.
+        caption_encoder: {"name", "checksum"} of the sentence encoder that captions went through before the model; None
+            where it reads words.
         generation: raised by every change.
         next_id: the id that the next item of a kind gets; ids are never used twice.
         segments: folder names, oldest first.
@@ -61,7 +62,7 @@ class Manifest:
     fingerprint: str | None = None
     similarity: str = "cosine"
     encoder: dict[str, Any] | None = None
-    caption_encoder: str | None = None
+    caption_encoder: dict[str, str] | None = None
     generation: int = 0
     next_id: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     segments: tuple[str, ...] = ()
