@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from l2rm.auditing.duplicate_captions import find_duplicate_captions
 from l2rm.auditing.near_duplicates import NearDuplicates
 from l2rm.auditing.uninformative import find_uninformative_captions
+from l2rm.data.formats import are_made_up
 from l2rm.data.pairs import Pairs
-from l2rm.data.texts import are_made_up
 from l2rm.evaluation.scores import Scores
 
 

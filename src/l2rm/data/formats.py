@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from l2rm.data.packed import is_file
 from l2rm.data.pairs import LeftOut, Pairs
 from l2rm.data.shards import find_shards, is_sharded, read_samples
 from l2rm.data.tables import BadRows, read_table, read_text
-from l2rm.data.texts import made_up
 from l2rm.errors import InputError
 
 SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev"}
@@ -23,6 +23,7 @@ BUILT_IN = "openmoji:"
 DEV_SHARE = TEST_SHARE = 0.05
 REPEATS = 5
 """Precomp folders may list every image once a caption, and then it is five times."""
+_MADE_UP = re.compile(r"caption \d+")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -198,6 +199,21 @@ def _image_ids(ids: list[str], image_of: NDArray[np.int64], images: int, bad: Ba
             continue
         names[image], owner[name] = name, image
     return [name or f"without id, {image}" for image, name in enumerate(names)]
+
+
+def made_up(row: int) -> str:
+    """What stands for the caption of a row of which only an embedding is there."""
+    return f"caption {row}"
+
+
+def are_made_up(captions: Iterable[str]) -> bool:
+    """Whether captions only stand for rows, so that nothing can be read from them.
+
+    Example:
+        >>> are_made_up([made_up(0), made_up(1)]), are_made_up(["a dog", "caption 7"])
+        (True, False)
+    """
+    return all(_MADE_UP.fullmatch(caption) for caption in captions)
 
 
 def _read_embeddings(images: Path, captions: Path) -> Pairs:

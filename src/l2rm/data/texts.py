@@ -1,6 +1,5 @@
 """Which captions say the same, word for word, and how much each of their words tells."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -8,23 +7,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from l2rm.data.vocabulary import TOKENISERS
-
-_MADE_UP = re.compile(r"caption \d+")
-
-
-def made_up(row: int) -> str:
-    """What stands for the caption of a row of which only an embedding is there."""
-    return f"caption {row}"
-
-
-def are_made_up(captions: Iterable[str]) -> bool:
-    """Whether captions only stand for rows, so that nothing can be read from them.
-
-    Example:
-        >>> are_made_up([made_up(0), made_up(1)]), are_made_up(["a dog", "caption 7"])
-        (True, False)
-    """
-    return all(_MADE_UP.fullmatch(caption) for caption in captions)
 
 
 def text_numbers(captions: Iterable[str]) -> NDArray[np.int64]:

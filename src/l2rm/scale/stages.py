@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2rm.auditing.evidence import against_captions, against_images
-from l2rm.data.texts import made_up
+from l2rm.data.formats import made_up
 from l2rm.files import written_whole
 from l2rm.rematching.candidates import nearest_images
 from l2rm.rematching.division import BetaMixture
