@@ -140,7 +140,9 @@ def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], 
 def _train_one(pairs: Pairs, dev: Pairs, config: TrainConfig, out: Path, level: int) -> int | None:
     """Train, or go on; the number of the signal that stopped it, if one did."""
     torch.set_num_threads(1)
-    logging.basicConfig(level=level, format=f"{config.method:<6} %(message)s", force=True)
+    telling = logging.StreamHandler()
+    telling.setLevel(level)  # the logger's own level is the training's, which writes log.txt
+    logging.basicConfig(handlers=[telling], level=level, format=f"{config.method:<6} %(message)s", force=True)
     try:
         train(pairs, dev, config, out, resume=True, progress=False)
     except Interrupted as stop:

@@ -113,7 +113,9 @@ def run_grid(job: Job, *, workers: int = 1, progress: bool = True) -> None:
 def _worker(job: Job, level: int) -> tuple[int | None, list[str]]:
     """One process's share; the number of the signal that stopped it, if one did, and the runs that failed."""
     torch.set_num_threads(1)
-    logging.basicConfig(level=level, format=f"[{os.getpid()}] %(message)s", force=True)
+    telling = logging.StreamHandler()
+    telling.setLevel(level)  # the logger's own level is the training's, which writes log.txt
+    logging.basicConfig(handlers=[telling], level=level, format=f"[{os.getpid()}] %(message)s", force=True)
     try:
         return None, _work(job, progress=False)
     except Interrupted as stop:
