@@ -29,7 +29,7 @@ from l2rm.training.interrupt import Interrupted
 from l2rm.training.run import load_run, read_record, write_json
 from l2rm.training.settings import Method, TrainConfig
 from l2rm.training.train import fingerprint, train
-from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
+from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent, told_by_process
 
 log = logging.getLogger("l2rm")
 
@@ -140,9 +140,7 @@ def _train_all(pairs: Pairs, dev: Pairs, configs: Mapping[Method, TrainConfig], 
 def _train_one(pairs: Pairs, dev: Pairs, config: TrainConfig, out: Path, level: int) -> int | None:
     """Train, or go on; the number of the signal that stopped it, if one did."""
     torch.set_num_threads(1)
-    telling = logging.StreamHandler()
-    telling.setLevel(level)  # the logger's own level is the training's, which writes log.txt
-    logging.basicConfig(handlers=[telling], level=level, format=f"{config.method:<6} %(message)s", force=True)
+    told_by_process(level, f"{config.method:<6} %(message)s")
     try:
         train(pairs, dev, config, out, resume=True, progress=False)
     except Interrupted as stop:

@@ -166,7 +166,7 @@ def _with_captions(
     return encode_captions(pairs, network, progress=progress)
 
 
-def checked_encoder(encoder: EncoderConfig) -> EncoderConfig:
+def pinned_encoder(encoder: EncoderConfig) -> EncoderConfig:
     """The same with the checksum of the sentence encoder that goes by its name now; a folder by its absolute path.
 
     Raises:
@@ -175,16 +175,14 @@ def checked_encoder(encoder: EncoderConfig) -> EncoderConfig:
     if encoder.captions is None:
         return encoder
     from l2rm.encoders.image import is_transformers_name
-    from l2rm.encoders.sentences import MINILM, SentenceEncoder
+    from l2rm.encoders.sentences import SentenceEncoder
 
     if encoder.name and is_transformers_name(encoder.name):
         raise InputError(
             f"encoder {encoder.name}: embeds captions too; give it without --caption-encoder {encoder.captions}"
         )
-    name = encoder.captions
-    if name != MINILM and Path(name).is_dir():
-        name = str(Path(name).absolute())
-    return replace(encoder, captions=name, captions_checksum=SentenceEncoder(name).checksum)
+    network = SentenceEncoder(encoder.captions)
+    return replace(encoder, captions=network.name, captions_checksum=network.checksum)
 
 
 def refuse_embeddings(pairs: Pairs, encoder: EncoderConfig) -> None:
@@ -203,7 +201,7 @@ def open_training(data: DataConfig, *, progress: bool = True, device: "torch.dev
     Raises:
         InputError: no split to train on or to choose the model on, and whatever is wrong with DATA.
     """
-    encoder = checked_encoder(data.encoder)
+    encoder = pinned_encoder(data.encoder)
     splits = _open_splits(data, mismatched=TRAIN)
     for name, purpose in ((TRAIN, "there is nothing to learn from"), (DEV, "the model is chosen on it")):
         if name not in splits:

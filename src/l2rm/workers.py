@@ -1,6 +1,7 @@
 """Several processes at work, one thread each, that save and stop together."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -60,3 +61,13 @@ def all_watched(pool: ProcessPoolExecutor) -> None:
     without the last one: if it is killed, nobody is told. One more job, which does nothing, wakes the thread again.
     """
     pool.submit(int)
+
+
+def told_by_process(level: int, form: str) -> None:
+    """Let this process tell, in lines of the given `logging` form, what is of a level or above; for those just started.
+
+    The level is the handler's: a training sets the logger's own, to write its log.txt.
+    """
+    handler = logging.StreamHandler()
+    handler.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=level, format=form, force=True)

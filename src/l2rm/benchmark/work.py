@@ -34,7 +34,7 @@ from l2rm.training.methods.registry import METHODS
 from l2rm.training.run import Run, read_lines, read_record, write_lines
 from l2rm.training.suspects import partners_of_suspects
 from l2rm.training.train import rooted, train
-from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent
+from l2rm.workers import all_watched, children_stopped, one_thread, stop_with_parent, told_by_process
 
 log = logging.getLogger("l2rm")
 NEEDED = ("train", "dev", "test")
@@ -113,9 +113,7 @@ def run_grid(job: Job, *, workers: int = 1, progress: bool = True) -> None:
 def _worker(job: Job, level: int) -> tuple[int | None, list[str]]:
     """One process's share; the number of the signal that stopped it, if one did, and the runs that failed."""
     torch.set_num_threads(1)
-    telling = logging.StreamHandler()
-    telling.setLevel(level)  # the logger's own level is the training's, which writes log.txt
-    logging.basicConfig(handlers=[telling], level=level, format=f"[{os.getpid()}] %(message)s", force=True)
+    told_by_process(level, f"[{os.getpid()}] %(message)s")
     try:
         return None, _work(job, progress=False)
     except Interrupted as stop:

@@ -164,9 +164,9 @@ class Audit(Command):
 
     def _featured(self, data: "DataConfig", device: "torch.device") -> "Pairs":
         """The pairs with the features that --encoder makes, or with their own."""
-        from l2rm.sources import EncoderConfig, checked_encoder, open_rows, refuse_embeddings, with_features
+        from l2rm.sources import EncoderConfig, open_rows, pinned_encoder, refuse_embeddings, with_features
 
-        encoder = checked_encoder(EncoderConfig(name=self.encoder or "", grid=self.grid, captions=self.caption_encoder))
+        encoder = pinned_encoder(EncoderConfig(name=self.encoder or "", grid=self.grid, captions=self.caption_encoder))
         pairs = open_rows(data, self.split)
         refuse_embeddings(pairs, encoder)
         if pairs.features is not None and self.encoder is not None:

@@ -249,16 +249,7 @@ def telling_in_one_line(name: str, needs: str = NEEDS, what: str = "encoder") ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except _UNLOADABLE as error:
         raise InputError(
             f"{what} {name}: cannot be loaded ({_brief(error)}); give a folder that save_pretrained wrote, {needs}, "
             "or the name of a model on the hub that can be reached"

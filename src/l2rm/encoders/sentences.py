@@ -78,6 +78,7 @@ class SentenceEncoder:
         checksum: what `checksum` must be, where a run or an index tells by which encoder it was made.
 
     Attributes:
+        name: the same, a folder by its absolute path, so that it is found from anywhere.
         checksum: of its weights and words: copies of a model have the same.
         dim: D of the vectors.
 
@@ -91,7 +92,8 @@ class SentenceEncoder:
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu", *, checksum: str | None = None) -> None:
-        self.name, self.device = name, torch.device(device)
+        self.name = str(Path(name).absolute()) if name != MINILM and Path(name).is_dir() else name
+        self.device = torch.device(device)
         source = str(_wheel_folder()) if name == MINILM else _checked(name)
         _refuse_other_modules(source)
         self._model: Any = load_weights(source, needs=_NEEDS, unused="pooler.").requires_grad_(False).to(self.device)

@@ -20,7 +20,7 @@ from l2rm.data.vocabulary import Vocabulary
 from l2rm.encoders.image import ENCODERS, Encoder
 from l2rm.encoders.pixels import UndecodableImageError, decode
 from l2rm.encoders.pretrained import Reading
-from l2rm.encoders.sentences import MINILM, SentenceEncoder
+from l2rm.encoders.sentences import SentenceEncoder
 from l2rm.encoders.towers import l2_normalise
 from l2rm.errors import InputError
 from l2rm.search.storage import Kind, roots_of
@@ -177,15 +177,13 @@ def caption_facts(name: str, model: RetrievalModel) -> dict[str, str]:
     """
     if model.shape.caption_dim is None:
         raise InputError(f"caption encoder {name}: this model reads words; leave it out")
-    if name != MINILM and Path(name).is_dir():
-        name = str(Path(name).absolute())
     network = SentenceEncoder(name)
     if network.dim != model.shape.caption_dim:
         raise InputError(
             f"caption encoder {name}: makes {network.dim} dimensions, and this model takes {model.shape.caption_dim}; "
             "give the one that it learned from"
         )
-    return {"name": name, "checksum": network.checksum}
+    return {"name": network.name, "checksum": network.checksum}
 
 
 def _pixels(reading: Reading, content: bytes | Path) -> torch.Tensor:
